@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The block layer: `block/*.c`, as far as a file system and one driver need it.
+//!
+//! ```text
+//!  bio_alloc → bio_add_page → submit_bio ─┬→ the task's plug ──(full, finish, sleep)─┐
+//!                                         ├→ flush.rs: flush, write, flush           ├→ queue_rq* → commit_rqs
+//!                                         └──────────────────────────────────────────┘       │
+//!  bi_end_io(bio) ←──────────────────── Request::end(result) ←──────────── the device, any context
+//! ```
+//!
+//! Nothing on this way allocates. Bios come from the device's fixed set ([`bioset`]), requests are
+//! chains of bios ([`request`]), and plugs and driver queues link them through themselves.
+//!
+//! Many requests are in flight at once and they complete in any order. Two that overlap and are in
+//! flight together have no order at all: whoever needs one waits for the first to end.
+
+pub mod bio;
+pub mod bioset;
+pub mod blkdev;
+pub mod flush;
+pub mod plug;
+pub mod request;
+
+pub use bio::{BIO_MAX_VECS, Bio, BioPtr, BioVec, ReqOp, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE};
+pub use blkdev::{
+    Bdev, BlockDevice, DiskStats, IoBatch, QueueLimits, bdev_rw, bio_alloc, blkdev_issue_flush, submit_bio,
+    submit_bio_wait,
+};
+pub use plug::{BlkPlug, PlugSlot};
+pub use request::{Request, RqList};

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `struct blk_plug`: requests that a task holds back, to queue them together.
+//!
+//! Between [`BlkPlug::start`] and its end, what the task submits gathers in its [`PlugSlot`]. Then it
+//! goes to the device sorted, with neighbours merged, and with one `commit_rqs`, which is one
+//! doorbell. It also goes when the slot is full, and when the task is about to sleep: the I/O it sleeps
+//! for may be in there.
+
+use core::cell::{Cell, UnsafeCell};
+use core::marker::PhantomData;
+
+use super::blkdev::Gendisk;
+use super::request::{Request, RqList};
+use crate::sched;
+
+/// How many requests a plug holds before it is flushed.
+#[doc(alias = "BLK_MAX_REQUEST_COUNT")]
+pub(crate) const MAX_REQUESTS: usize = 32;
+
+/// A task's place for its plug. Part of every task.
+///
+/// # Invariants
+///
+/// Only its own task touches it, and never from an interrupt.
+pub struct PlugSlot {
+    /// How many [`BlkPlug`]s of the task are alive. Only the first matters.
+    depth: Cell<u32>,
+    count: Cell<u32>,
+    list: UnsafeCell<RqList>,
+}
+
+// SAFETY: by the invariant it is not shared; it is only reached through a `&'static Task`, which is.
+unsafe impl Sync for PlugSlot {}
+// SAFETY: requests are Send.
+unsafe impl Send for PlugSlot {}
+
+impl PlugSlot {
+    /// Not plugged.
+    #[expect(clippy::new_without_default, reason = "made by tasks alone, in const context")]
+    pub const fn new() -> Self {
+        Self { depth: Cell::new(0), count: Cell::new(0), list: UnsafeCell::new(RqList::new()) }
+    }
+
+    /// Whether the task has a plug.
+    #[inline]
+    pub(crate) fn active(&self) -> bool {
+        self.depth.get() != 0
+    }
+
+    /// Appends a request. Only for current's slot, in task context.
+    #[inline]
+    pub(crate) fn add(&self, rq: Request) {
+        if self.count.get() as usize >= MAX_REQUESTS {
+            self.flush();
+        }
+        self.count.set(self.count.get() + 1);
+        // SAFETY: only this task comes here, and `push_back` calls nothing that could come here again.
+        unsafe { &mut *self.list.get() }.push_back(rq);
+    }
+
+    /// Queues all there is. Only for current's slot, in task context.
+    fn flush(&self) {
+        loop {
+            let count = self.count.replace(0);
+            if count == 0 {
+                return;
+            }
+            // Out of the slot first: a device that completes inside `queue_rq` runs `bi_end_io`
+            // here, and that may submit.
+            // SAFETY: as in `add`.
+            let mut list = core::mem::take(unsafe { &mut *self.list.get() });
+            match list.pop_front() {
+                Some(only) if count == 1 => queue_one(only),
+                Some(first) => queue_sorted(first, &mut list),
+                None => {}
+            }
+        }
+    }
+}
+
+fn queue_one(rq: Request) {
+    let disk = rq.disk();
+    // SAFETY: a disk outlives its requests.
+    let disk = unsafe { disk.as_ref() };
+    let _pin = disk.pin();
+    disk.queue_now(rq);
+}
+
+/// Queues `first` and `rest` by disk and sector. Requests of one sector keep their order.
+#[cold]
+fn queue_sorted(first: Request, rest: &mut RqList) {
+    let mut sorted = heapless::Vec::<Request, MAX_REQUESTS>::new();
+    let mut next = Some(first);
+    while let Some(rq) = next {
+        let key = (rq.disk().addr(), rq.sector());
+        let mut at = sorted.len();
+        while at > 0 && (sorted[at - 1].disk().addr(), sorted[at - 1].sector()) > key {
+            at -= 1;
+        }
+        if let Err(rq) = sorted.insert(at, rq) {
+            // A slot holds no more than fit here, but a request is not lost for a wrong count.
+            queue_one(rq);
+        }
+        next = rest.pop_front();
+    }
+
+    let mut requests = sorted.into_iter();
+    let Some(mut held) = requests.next() else { return };
+    loop {
+        let disk = held.disk();
+        // SAFETY: a disk outlives its requests.
+        let disk = unsafe { disk.as_ref() };
+        let _pin = disk.pin();
+        let other = queue_disk(disk, held, &mut requests);
+        disk.commit();
+        match other {
+            Some(rq) => held = rq,
+            None => return,
+        }
+    }
+}
+
+/// Queues `held` and what follows for the same disk, merged; returns the first for another disk.
+fn queue_disk(disk: &Gendisk, mut held: Request, requests: &mut impl Iterator<Item = Request>) -> Option<Request> {
+    for rq in requests {
+        if rq.disk() != held.disk() {
+            disk.queue_only(held);
+            return Some(rq);
+        }
+        match held.try_merge(rq, &disk.limits) {
+            Ok(()) => disk.note_merge(),
+            Err(rq) => disk.queue_only(core::mem::replace(&mut held, rq)),
+        }
+    }
+    disk.queue_only(held);
+    None
+}
+
+/// Holds back what current submits for as long as it lives. In task context.
+///
+/// A plug inside a plug does nothing. A forgotten one (`mem::forget`) leaves the task plugged: its
+/// requests then go when it sleeps.
+#[doc(alias = "blk_plug")]
+#[must_use = "requests are held back only while the plug lives"]
+pub struct BlkPlug {
+    /// Belongs to the task that started it.
+    _not_send: PhantomData<*mut ()>,
+}
+
+impl BlkPlug {
+    /// Plugs current.
+    #[doc(alias = "blk_start_plug")]
+    #[inline]
+    pub fn start() -> Self {
+        let slot = &sched::current().plug;
+        slot.depth.set(slot.depth.get() + 1);
+        Self { _not_send: PhantomData }
+    }
+
+    /// Ends the plug: queues what it holds, unless it is inside another.
+    #[doc(alias = "blk_finish_plug")]
+    #[inline]
+    pub fn finish(self) {}
+}
+
+impl Drop for BlkPlug {
+    #[inline]
+    fn drop(&mut self) {
+        let slot = &sched::current().plug;
+        let depth = slot.depth.get().saturating_sub(1);
+        slot.depth.set(depth);
+        if depth == 0 {
+            slot.flush();
+        }
+    }
+}
+
+/// Queues what current's plug holds. Before each sleep; in task context.
+#[doc(alias = "blk_flush_plug")]
+#[inline]
+pub(crate) fn blk_flush_plug_current() {
+    let slot = &sched::current().plug;
+    if slot.count.get() != 0 {
+        slot.flush();
+    }
+}
