@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The hosted back end: threads, memory and clock of the machine that runs the tests.
+//!
+//! Any thread is a task from its first [`current`] on. Interrupt context is played by
+//! [`InterruptContext`]: a simulated disk that completes requests under it gets the same answers
+//! from [`in_interrupt`], and in debug builds the same reports of sleeping and allocating, as a
+//! handler in the guest.
+
+use core::alloc::Layout;
+use core::cell::Cell;
+use core::fmt;
+use core::marker::PhantomData;
+use core::ptr;
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
+use std::boxed::Box;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Instant, SystemTime};
+use std::{alloc, eprintln, format, string::String, thread, thread_local, vec::Vec};
+
+use super::Task;
+use crate::error::{Result, code};
+
+/// Token values: no unpark is due; the task sleeps or is about to; an unpark is due.
+const EMPTY: u32 = 0;
+const PARKED: u32 = 1;
+const NOTIFIED: u32 = 2;
+
+/// What a task has on this back end besides its token.
+pub(super) struct HostTask {
+    /// A number of its own, from 0.
+    id: AtomicU32,
+    /// Held by whoever changes the token from or to [`PARKED`], so that no wake-up falls between a
+    /// sleeper's last look and its sleep.
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+impl HostTask {
+    pub(super) const fn new() -> HostTask {
+        HostTask { id: AtomicU32::new(0), lock: Mutex::new(()), wake: Condvar::new() }
+    }
+}
+
+/// Tasks whose threads have ended.
+static FREE_TASKS: Mutex<Vec<&'static Task>> = Mutex::new(Vec::new());
+/// How many tasks have been made.
+static NR_TASKS: AtomicU32 = AtomicU32::new(0);
+
+/// A test that fails while it holds one of our locks must not take the others down with it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Puts a thread's task back when the thread ends.
+struct Adopted(&'static Task);
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        // A destructor that runs later and asks gets a new task.
+        CURRENT.set(ptr::null());
+        lock(&FREE_TASKS).push(self.0);
+    }
+}
+
+thread_local! {
+    /// The thread's task; null before its first look.
+    static CURRENT: Cell<*const Task> = const { Cell::new(ptr::null()) };
+    static ADOPTED: Cell<Option<Adopted>> = const { Cell::new(None) };
+    /// How many [`InterruptContext`]s deep the thread is.
+    static IRQ_DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// How many spinlocks the thread holds; counted in debug builds only.
+    static SPIN_DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// A task that no thread has, of this name.
+fn new_task(name: &'static str) -> &'static Task {
+    let mut free = lock(&FREE_TASKS);
+    if let Some(index) = free.iter().position(|task| task.name() == name) {
+        return free.swap_remove(index);
+    }
+    drop(free);
+    let task = Box::leak(Box::new(Task::new(name)));
+    task.host.id.store(NR_TASKS.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+    task
+}
+
+/// Makes `task` this thread's until the thread ends.
+fn adopt(task: &'static Task) {
+    CURRENT.set(task);
+    // Fails in a thread that ends: then the task is not used again.
+    let _ = ADOPTED.try_with(|adopted| adopted.set(Some(Adopted(task))));
+}
+
+#[cold]
+fn adopt_new() -> &'static Task {
+    let task = new_task("host");
+    adopt(task);
+    task
+}
+
+/// The running task.
+#[inline]
+pub fn current() -> &'static Task {
+    // SAFETY: Null, or a task, and tasks are never freed.
+    match unsafe { CURRENT.get().as_ref() } {
+        Some(task) => task,
+        None => adopt_new(),
+    }
+}
+
+pub(super) fn park(deadline_ns: Option<u64>) {
+    let task = current();
+    // Acquire: what the waker did before its unpark is visible to us.
+    if task.token().compare_exchange(NOTIFIED, EMPTY, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+        return;
+    }
+    let mut guard = lock(&task.host.lock);
+    if task.token().compare_exchange(EMPTY, PARKED, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        // Notified between the two looks.
+        task.token().swap(EMPTY, Ordering::Acquire);
+        return;
+    }
+    while task.token().load(Ordering::Relaxed) == PARKED {
+        guard = match deadline_ns {
+            None => task.host.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
+            Some(deadline) => {
+                let left = deadline.saturating_sub(now_ns());
+                if left == 0 {
+                    break;
+                }
+                let waited = task.host.wake.wait_timeout(guard, Duration::from_nanos(left));
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+    }
+    task.token().swap(EMPTY, Ordering::Acquire);
+}
+
+/// Wakes a task, or makes its next sleep return at once. Any context.
+pub fn unpark(task: &'static Task) {
+    // Release: see `park`.
+    if task.token().swap(NOTIFIED, Ordering::Release) == PARKED {
+        // Once the lock can be had the sleeper is in `wait`, where the notification reaches it.
+        drop(lock(&task.host.lock));
+        task.host.wake.notify_one();
+    }
+}
+
+/// Lets others run.
+pub fn yield_now() {
+    thread::yield_now();
+}
+
+/// Nanoseconds since some moment, never backwards.
+pub fn now_ns() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Nanoseconds since 1970.
+pub fn real_ns() -> u64 {
+    match SystemTime::UNIX_EPOCH.elapsed() {
+        Ok(since) => u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
+        Err(_) => 0,
+    }
+}
+
+/// How many CPUs there are.
+#[inline]
+pub fn nr_cpus() -> u32 {
+    static NR_CPUS: OnceLock<u32> = OnceLock::new();
+    *NR_CPUS.get_or_init(|| thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)))
+}
+
+/// A number below [`nr_cpus`] that is always the same for a thread: threads are not bound to CPUs
+/// here, but what is spread over the CPUs by this number is spread.
+pub fn cpu_id() -> u32 {
+    current().host.id.load(Ordering::Relaxed) % nr_cpus()
+}
+
+/// Whether this thread plays an interrupt handler.
+#[inline]
+pub fn in_interrupt() -> bool {
+    IRQ_DEPTH.get() != 0
+}
+
+/// While this lives its thread plays an interrupt handler: [`in_interrupt`] holds, and in debug
+/// builds sleeping and allocating with `GFP_KERNEL` are reported.
+#[must_use = "interrupt context ends when this is dropped"]
+pub struct InterruptContext {
+    /// The depth is the thread's own: the guard may not leave it.
+    _not_send: PhantomData<*mut ()>,
+}
+
+impl InterruptContext {
+    /// Enters interrupt context. May be nested.
+    pub fn enter() -> InterruptContext {
+        IRQ_DEPTH.set(IRQ_DEPTH.get() + 1);
+        InterruptContext { _not_send: PhantomData }
+    }
+}
+
+impl Drop for InterruptContext {
+    fn drop(&mut self) {
+        IRQ_DEPTH.set(IRQ_DEPTH.get() - 1);
+    }
+}
+
+/// Whether interrupts were on: there are none here.
+#[derive(Clone, Copy, Debug)]
+pub struct IrqFlags(());
+
+/// Turns interrupts off on this CPU, and says whether they were on.
+#[inline(always)]
+pub fn irq_save() -> IrqFlags {
+    IrqFlags(())
+}
+
+/// Turns interrupts on again if they were on before.
+#[inline(always)]
+pub fn irq_restore(_flags: IrqFlags) {}
+
+/// The holder may be a thread that the host has preempted: spin a little, then let it run.
+#[inline]
+pub(crate) fn spin_relax() {
+    thread_local!(static SPINS: Cell<u32> = const { Cell::new(0) });
+    let spins = SPINS.get().wrapping_add(1);
+    SPINS.set(spins);
+    if spins.is_multiple_of(64) {
+        thread::yield_now();
+    } else {
+        core::hint::spin_loop();
+    }
+}
+
+#[inline(always)]
+pub(crate) fn spin_acquired() {
+    if cfg!(debug_assertions) {
+        SPIN_DEPTH.set(SPIN_DEPTH.get() + 1);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn spin_released() {
+    if cfg!(debug_assertions) {
+        SPIN_DEPTH.set(SPIN_DEPTH.get() - 1);
+    }
+}
+
+#[track_caller]
+pub(super) fn assert_may_sleep() {
+    bug_on!(in_interrupt(), "sleeping in interrupt context");
+    bug_on!(SPIN_DEPTH.get() != 0, "sleeping under a spinlock");
+}
+
+/// What a new thread is given.
+struct Start {
+    task: &'static Task,
+    entry: fn(*mut ()),
+    arg: *mut (),
+}
+
+// SAFETY: Whoever spawns a thread hands `arg` over to it.
+unsafe impl Send for Start {}
+
+impl Start {
+    fn run(self) {
+        adopt(self.task);
+        (self.entry)(self.arg);
+    }
+}
+
+pub(super) fn spawn(name: &'static str, _cpu: Option<u32>, entry: fn(*mut ()), arg: *mut ()) -> Result<&'static Task> {
+    let task = new_task(name);
+    let start = Start { task, entry, arg };
+    match thread::Builder::new().name(String::from(name)).spawn(move || start.run()) {
+        Ok(_detached) => Ok(task),
+        Err(_) => {
+            lock(&FREE_TASKS).push(task);
+            Err(code::EAGAIN)
+        }
+    }
+}
+
+/// Where log lines go to: called with their level and text.
+pub type Sink = Box<dyn Fn(u8, &str) + Send + Sync>;
+
+static SINK: RwLock<Option<Sink>> = RwLock::new(None);
+
+/// Sends the log of all threads to `sink`, or with `None` to standard error again, and returns the
+/// sink of before. The sink itself must not log.
+pub fn set_sink(sink: Option<Sink>) -> Option<Sink> {
+    core::mem::replace(&mut *SINK.write().unwrap_or_else(PoisonError::into_inner), sink)
+}
+
+pub(crate) fn console(level: u8, args: fmt::Arguments<'_>) {
+    match &*SINK.read().unwrap_or_else(PoisonError::into_inner) {
+        Some(sink) => sink(level, &format!("{args}")),
+        None => eprintln!("<{level}>{args}"),
+    }
+}
+
+/// # Safety
+///
+/// The layout's size is not 0.
+#[inline]
+pub(crate) unsafe fn kmalloc(layout: Layout) -> *mut u8 {
+    // SAFETY: The caller's promise.
+    unsafe { alloc::alloc(layout) }
+}
+
+/// # Safety
+///
+/// `memory` comes from [`kmalloc`] with this layout and is not used any more.
+#[inline]
+pub(crate) unsafe fn kfree(memory: *mut u8, layout: Layout) {
+    // SAFETY: The caller's promise.
+    unsafe { alloc::dealloc(memory, layout) };
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! [`Task`]: what the crate knows of a thread.
+
+use core::fmt;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+/// A thread that can sleep. Tasks are never freed, only used again for other threads, so a wake-up
+/// that comes too late hits nothing worse than a sleeper that looks again.
+#[doc(alias = "task_struct")]
+#[repr(C)]
+#[repr(align(8))]
+pub struct Task {
+    name: &'static str,
+    /// The block layer's plug that this task has open, if any; only the task itself looks at it.
+    plug: AtomicPtr<()>,
+    /// The back end's: whether an unpark is due, and whatever else it keeps in a word.
+    token: AtomicU32,
+    #[cfg(all(feature = "host", not(feature = "bare")))]
+    pub(super) host: super::host::HostTask,
+}
+
+impl Task {
+    /// A task without a plug and with the token 0.
+    pub const fn new(name: &'static str) -> Task {
+        Task {
+            name,
+            plug: AtomicPtr::new(ptr::null_mut()),
+            token: AtomicU32::new(0),
+            #[cfg(all(feature = "host", not(feature = "bare")))]
+            host: super::host::HostTask::new(),
+        }
+    }
+
+    /// The name that it was made with.
+    #[doc(alias = "comm")]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The word that is the back end's to use.
+    #[inline]
+    pub fn token(&self) -> &AtomicU32 {
+        &self.token
+    }
+
+    /// The open plug; null if there is none. For the task itself.
+    #[inline]
+    pub fn plug(&self) -> *mut () {
+        self.plug.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is an open plug. For the task itself.
+    #[inline]
+    pub fn has_plug(&self) -> bool {
+        !self.plug().is_null()
+    }
+
+    /// Opens a plug, or with null closes it, and returns what was there. For the task itself.
+    #[inline]
+    pub fn set_plug(&self, plug: *mut ()) -> *mut () {
+        let before = self.plug();
+        // No read-modify-write: nobody else writes it.
+        self.plug.store(plug, Ordering::Relaxed);
+        before
+    }
+
+    /// Whether this task is the one running here.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        ptr::eq(self, super::current())
+    }
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Task({})", self.name)
+    }
+}
+
+static_assertions::assert_impl_all!(Task: Send, Sync);

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Locks and waiting, with the semantics of Linux's.
+//!
+//! | here | Linux | holder may sleep | taken in interrupt context |
+//! |---|---|---|---|
+//! | [`SpinLock`] | `spinlock_t`, always `_irqsave` | no | yes |
+//! | [`Mutex`] | `struct mutex` | yes | no |
+//! | [`RwSemaphore`] | `struct rw_semaphore`, first come first served | yes | no |
+//! | [`WaitQueue`] | `wait_queue_head_t` | – | waking: yes; waiting: no |
+//! | [`Completion`] | `struct completion` | – | completing: yes; waiting: no |
+//!
+//! All state of a lock is in the lock; waiters stand in queues on their own stacks, so nothing here
+//! allocates. Whoever sleeps goes through [`schedule`](crate::sched::schedule), which submits the
+//! I/O that the sleeper has plugged.
+
+mod spinlock;
+
+pub use crate::alloc::Arc;
+pub use spinlock::{SpinLock, SpinLockGuard};

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! [`SpinLock`]: mutual exclusion among CPUs and with interrupt handlers, for a few instructions.
+
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem;
+use core::ops::{Deref, DerefMut};
+
+use spin::mutex::SpinMutex;
+use spin::relax::RelaxStrategy;
+
+use crate::sched::{self, IrqFlags};
+
+/// What a CPU does between two looks at a lock that another one holds.
+struct Relax;
+
+impl RelaxStrategy for Relax {
+    #[inline(always)]
+    fn relax() {
+        sched::spin_relax();
+    }
+}
+
+/// A value that one CPU at a time gets at, with interrupts off. Its holder must not sleep.
+///
+/// The word that is spun on is the `spin` crate's; what it does not know of is interrupts.
+#[doc(alias = "spinlock_t")]
+pub struct SpinLock<T: ?Sized> {
+    raw: SpinMutex<(), Relax>,
+    data: UnsafeCell<T>,
+}
+
+// SAFETY: A lock owns its value.
+unsafe impl<T: ?Sized + Send> Send for SpinLock<T> {}
+// SAFETY: A shared lock gives access to the value to one thread at a time.
+unsafe impl<T: ?Sized + Send> Sync for SpinLock<T> {}
+
+impl<T> SpinLock<T> {
+    /// An unlocked lock around `value`.
+    #[doc(alias = "spin_lock_init")]
+    pub const fn new(value: T) -> SpinLock<T> {
+        SpinLock { raw: SpinMutex::new(()), data: UnsafeCell::new(value) }
+    }
+
+    /// The value.
+    pub fn into_inner(self) -> T {
+        self.data.into_inner()
+    }
+}
+
+impl<T: ?Sized> SpinLock<T> {
+    /// Turns interrupts off and takes the lock, spinning while another CPU has it. Any context.
+    #[doc(alias = "spin_lock_irqsave")]
+    #[inline]
+    pub fn lock(&self) -> SpinLockGuard<'_, T> {
+        // Off before the lock is ours: a handler on this CPU that wants it would spin for ever.
+        let irq = sched::irq_save();
+        mem::forget(self.raw.lock());
+        sched::spin_acquired();
+        SpinLockGuard { lock: self, irq, _not_send: PhantomData }
+    }
+
+    /// Takes the lock if it is free. Any context.
+    #[doc(alias = "spin_trylock_irqsave")]
+    #[inline]
+    pub fn try_lock(&self) -> Option<SpinLockGuard<'_, T>> {
+        let irq = sched::irq_save();
+        match self.raw.try_lock() {
+            Some(guard) => {
+                mem::forget(guard);
+                sched::spin_acquired();
+                Some(SpinLockGuard { lock: self, irq, _not_send: PhantomData })
+            }
+            None => {
+                sched::irq_restore(irq);
+                None
+            }
+        }
+    }
+
+    /// The value, to whoever has the lock to himself.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.data.get_mut()
+    }
+
+    /// Whether somebody holds it at this moment.
+    pub fn is_locked(&self) -> bool {
+        self.raw.is_locked()
+    }
+}
+
+impl<T: Default> Default for SpinLock<T> {
+    fn default() -> SpinLock<T> {
+        SpinLock::new(T::default())
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for SpinLock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_locked() { "SpinLock(held)" } else { "SpinLock(free)" })
+    }
+}
+
+/// The lock is held and interrupts are off while this lives. It stays on its CPU.
+#[must_use = "the lock is held only as long as its guard lives"]
+pub struct SpinLockGuard<'a, T: ?Sized> {
+    lock: &'a SpinLock<T>,
+    irq: IrqFlags,
+    /// Interrupts were turned off on this CPU and must be turned on again there.
+    _not_send: PhantomData<*mut ()>,
+}
+
+// SAFETY: A shared guard gives shared access to the value.
+unsafe impl<T: ?Sized + Sync> Sync for SpinLockGuard<'_, T> {}
+
+impl<T: ?Sized> Drop for SpinLockGuard<'_, T> {
+    #[doc(alias = "spin_unlock_irqrestore")]
+    #[inline]
+    fn drop(&mut self) {
+        sched::spin_released();
+        // SAFETY: A guard exists only while the lock is held, and this one ends here.
+        unsafe { self.lock.raw.force_unlock() };
+        // From here on the lock may be gone: who takes it after us may free it.
+        sched::irq_restore(self.irq);
+    }
+}
+
+impl<T: ?Sized> Deref for SpinLockGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: The lock is held.
+        unsafe { &*self.lock.data.get() }
+    }
+}
+
+impl<T: ?Sized> DerefMut for SpinLockGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: The lock is held, and the guard is borrowed exclusively.
+        unsafe { &mut *self.lock.data.get() }
+    }
+}
+
+static_assertions::assert_impl_all!(SpinLock<core::cell::Cell<u8>>: Send, Sync);
+static_assertions::assert_not_impl_any!(SpinLockGuard<'static, u8>: Send);
