@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `struct file`: an inode opened with flags.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::super_block::{FileSystem, SbFlags};
+use super::{Inode, InodeFlags};
+use crate::alloc::{Arc, GFP_KERNEL};
+use crate::error::{Result, code::*};
+use crate::mm::filemap::AddressSpace;
+
+bitflags::bitflags! {
+    /// C's `f_flags`, with the values of x86's `<asm/fcntl.h>`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct OpenFlags: u32 {
+        /// Write only; neither bit: read only.
+        const O_WRONLY = 0o1;
+        /// Read and write.
+        const O_RDWR = 0o2;
+        /// Each write goes to the end of the file.
+        const O_APPEND = 0o2_000;
+        /// Data is durable when a write returns.
+        const O_DSYNC = 0o10_000;
+        /// Past the page cache.
+        const O_DIRECT = 0o40_000;
+        /// Data and inode are durable when a write returns; contains [`OpenFlags::O_DSYNC`].
+        const O_SYNC = 0o4_010_000;
+    }
+}
+
+/// An open file. Lives in an [`Arc`]; requests in flight hold a reference.
+pub struct File<F: FileSystem> {
+    f_flags: AtomicU32,
+    f_inode: Arc<Inode<F>>,
+    /// The opener may keep set-user-ID bits when writing: `CAP_FSETID`.
+    f_cap_fsetid: bool,
+}
+
+impl<F: FileSystem> File<F> {
+    /// Opens `inode`.
+    ///
+    /// [`EROFS`] for writing on a read-only mount, [`EISDIR`] for writing a directory, [`EPERM`] for writing an immutable
+    /// file or an append-only one without `O_APPEND`, [`EINVAL`] for direct I/O on what is no regular file.
+    pub fn open(inode: Arc<Inode<F>>, flags: OpenFlags) -> Result<Arc<Self>> {
+        if flags.intersects(OpenFlags::O_WRONLY | OpenFlags::O_RDWR) {
+            if inode.i_sb().s_flags().contains(SbFlags::RDONLY) {
+                return Err(EROFS);
+            }
+            if inode.is_dir() {
+                return Err(EISDIR);
+            }
+            if inode.i_flags().contains(InodeFlags::IMMUTABLE)
+                || inode.i_flags().contains(InodeFlags::APPEND) && !flags.contains(OpenFlags::O_APPEND)
+            {
+                return Err(EPERM);
+            }
+        }
+        if flags.contains(OpenFlags::O_DIRECT) && !inode.is_reg() {
+            return Err(EINVAL);
+        }
+        Ok(Arc::new(Self { f_flags: AtomicU32::new(flags.bits()), f_inode: inode, f_cap_fsetid: false }, GFP_KERNEL)?)
+    }
+
+    /// Flags as they are now: `fcntl(F_SETFL)` changes them at any moment, so one I/O reads them once,
+    /// into [`Kiocb::ki_flags`](super::Kiocb::ki_flags).
+    #[inline]
+    pub fn f_flags(&self) -> OpenFlags {
+        OpenFlags::from_bits_retain(self.f_flags.load(Ordering::Relaxed))
+    }
+
+    /// `fcntl(F_SETFL)`: only [`OpenFlags::O_APPEND`] and [`OpenFlags::O_DIRECT`] can be changed.
+    pub fn set_flags(&self, flags: OpenFlags) -> Result {
+        let may = OpenFlags::O_APPEND | OpenFlags::O_DIRECT;
+        if flags.contains(OpenFlags::O_DIRECT) && !self.f_inode.is_reg() {
+            return Err(EINVAL);
+        }
+        if self.f_inode.i_flags().contains(InodeFlags::APPEND) && !flags.contains(OpenFlags::O_APPEND) {
+            return Err(EPERM);
+        }
+        // OK to unwrap: the closure always returns Some.
+        let _ = self.f_flags.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |old| {
+            Some(old & !may.bits() | (flags & may).bits())
+        });
+        Ok(())
+    }
+
+    /// The inode.
+    #[inline]
+    pub fn f_inode(&self) -> &Arc<Inode<F>> {
+        &self.f_inode
+    }
+
+    /// `file->f_mapping`.
+    #[inline]
+    pub fn f_mapping(&self) -> &AddressSpace {
+        self.f_inode.i_mapping()
+    }
+
+    /// Whether writing keeps set-user-ID and set-group-ID bits.
+    pub fn cap_fsetid(&self) -> bool {
+        self.f_cap_fsetid
+    }
+
+    /// [`EBADF`] unless opened for writing.
+    pub fn may_write(&self) -> Result {
+        if self.f_flags().intersects(OpenFlags::O_WRONLY | OpenFlags::O_RDWR) { Ok(()) } else { Err(EBADF) }
+    }
+
+    /// [`EBADF`] unless opened for reading.
+    pub fn may_read(&self) -> Result {
+        if self.f_flags().contains(OpenFlags::O_WRONLY) { Err(EBADF) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,441 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `struct inode`: what the VFS keeps of a file, and the two things a direct write is about,
+//! `i_mutex` and `i_dio_count`.
+//!
+//! Lock order: `i_mutex`, then the file system's own locks, then (spin) the times.
+
+use core::ops::Deref;
+use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
+
+use super::super_block::{FileSystem, SbFlags, SuperBlock};
+use crate::alloc::Arc;
+use crate::mm::filemap::AddressSpace;
+use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
+use crate::time::Timespec64;
+
+/// File type bits of [`Inode::i_mode`].
+pub const S_IFMT: u32 = 0o170_000;
+/// Regular file.
+pub const S_IFREG: u32 = 0o100_000;
+/// Directory.
+pub const S_IFDIR: u32 = 0o040_000;
+/// Symbolic link.
+pub const S_IFLNK: u32 = 0o120_000;
+/// Set-user-ID on execution.
+pub const S_ISUID: u32 = 0o4_000;
+/// Set-group-ID on execution.
+pub const S_ISGID: u32 = 0o2_000;
+/// Group may execute.
+pub const S_IXGRP: u32 = 0o010;
+
+bitflags::bitflags! {
+    /// Per-inode switches the VFS looks at: C's `i_flags`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct InodeFlags: u32 {
+        /// Writes are synced at once.
+        #[doc(alias = "S_SYNC")]
+        const SYNC = 1 << 0;
+        /// Access times are not kept.
+        #[doc(alias = "S_NOATIME")]
+        const NOATIME = 1 << 1;
+        /// Only appending writes.
+        #[doc(alias = "S_APPEND")]
+        const APPEND = 1 << 2;
+        /// No writes at all.
+        #[doc(alias = "S_IMMUTABLE")]
+        const IMMUTABLE = 1 << 3;
+        /// Modification and change times are not kept.
+        #[doc(alias = "S_NOCMTIME")]
+        const NOCMTIME = 1 << 7;
+    }
+
+    /// What of the inode is newer in memory than on disk: C's `i_state`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct InodeState: u32 {
+        /// Something that `fdatasync` need not write.
+        #[doc(alias = "I_DIRTY_SYNC")]
+        const DIRTY_SYNC = 1 << 0;
+        /// Something that `fdatasync` must write, for instance the size.
+        #[doc(alias = "I_DIRTY_DATASYNC")]
+        const DIRTY_DATASYNC = 1 << 1;
+        /// Only time stamps (`lazytime`).
+        #[doc(alias = "I_DIRTY_TIME")]
+        const DIRTY_TIME = 1 << 11;
+    }
+}
+
+/// Access, modification and change times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InodeTimes {
+    /// Last read.
+    pub i_atime: Timespec64,
+    /// Last change of the contents.
+    pub i_mtime: Timespec64,
+    /// Last change of the inode.
+    pub i_ctime: Timespec64,
+}
+
+/// What a file system knows of an inode when it makes one; see [`Inode::new`].
+pub struct NewInode<F: FileSystem> {
+    /// The mount it belongs to.
+    pub i_sb: Arc<SuperBlock<F>>,
+    /// Inode number.
+    pub i_ino: u64,
+    /// Type and permissions.
+    pub i_mode: u32,
+    /// Owner.
+    pub i_uid: u32,
+    /// Group.
+    pub i_gid: u32,
+    /// Hard links.
+    pub i_nlink: u32,
+    /// Bytes.
+    pub i_size: i64,
+    /// See [`InodeFlags`].
+    pub i_flags: InodeFlags,
+    /// Times as they are on disk.
+    pub i_times: InodeTimes,
+    /// The file system's part.
+    pub i_private: F::InodeInfo,
+}
+
+/// An inode in memory. Lives in an [`Arc`], so that its locks never move.
+pub struct Inode<F: FileSystem> {
+    i_ino: u64,
+    i_mode: AtomicU32,
+    i_uid: AtomicU32,
+    i_gid: AtomicU32,
+    i_nlink: AtomicU32,
+    i_blkbits: u8,
+    i_size: AtomicI64,
+    i_flags: AtomicU32,
+    i_state: AtomicU32,
+    i_times: SpinLock<InodeTimes>,
+    /// Clock tick (`time::coarse_tick`) of the last `file_update_time`, 0 if something else set
+    /// the times since: a second write within the tick has nothing to update.
+    i_time_tick: AtomicU64,
+    i_mutex: Mutex<()>,
+    i_dio_count: AtomicI32,
+    i_dio_wait: WaitQueue,
+    i_mapping: AddressSpace,
+    i_sb: Arc<SuperBlock<F>>,
+    i_private: F::InodeInfo,
+}
+
+impl<F: FileSystem> Inode<F> {
+    /// An inode, unlocked, clean, without pages or I/O in flight.
+    pub fn new(n: NewInode<F>) -> Self {
+        Self {
+            i_ino: n.i_ino,
+            i_mode: AtomicU32::new(n.i_mode),
+            i_uid: AtomicU32::new(n.i_uid),
+            i_gid: AtomicU32::new(n.i_gid),
+            i_nlink: AtomicU32::new(n.i_nlink),
+            i_blkbits: n.i_sb.s_blocksize_bits,
+            i_size: AtomicI64::new(n.i_size),
+            i_flags: AtomicU32::new(n.i_flags.bits()),
+            i_state: AtomicU32::new(0),
+            i_times: SpinLock::new(n.i_times),
+            i_time_tick: AtomicU64::new(0),
+            i_mutex: Mutex::new(()),
+            i_dio_count: AtomicI32::new(0),
+            i_dio_wait: WaitQueue::new(),
+            i_mapping: AddressSpace::new(),
+            i_sb: n.i_sb,
+            i_private: n.i_private,
+        }
+    }
+
+    /// Inode number.
+    #[inline]
+    pub fn i_ino(&self) -> u64 {
+        self.i_ino
+    }
+
+    /// Type and permissions.
+    #[inline]
+    pub fn i_mode(&self) -> u32 {
+        self.i_mode.load(Ordering::Relaxed)
+    }
+
+    /// Owner.
+    pub fn i_uid(&self) -> u32 {
+        self.i_uid.load(Ordering::Relaxed)
+    }
+
+    /// Group.
+    pub fn i_gid(&self) -> u32 {
+        self.i_gid.load(Ordering::Relaxed)
+    }
+
+    /// Hard links.
+    pub fn i_nlink(&self) -> u32 {
+        self.i_nlink.load(Ordering::Relaxed)
+    }
+
+    /// log2 of the block size in bytes.
+    #[inline]
+    pub fn i_blkbits(&self) -> u8 {
+        self.i_blkbits
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_reg(&self) -> bool {
+        self.i_mode() & S_IFMT == S_IFREG
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.i_mode() & S_IFMT == S_IFDIR
+    }
+
+    /// Whether it is a symbolic link.
+    pub fn is_lnk(&self) -> bool {
+        self.i_mode() & S_IFMT == S_IFLNK
+    }
+
+    /// Bytes in the file. Without `i_mutex` it is a value that was true at some moment.
+    #[doc(alias = "i_size_read")]
+    #[inline]
+    pub fn i_size(&self) -> i64 {
+        self.i_size.load(Ordering::Acquire)
+    }
+
+    /// See [`InodeFlags`].
+    #[inline]
+    pub fn i_flags(&self) -> InodeFlags {
+        InodeFlags::from_bits_retain(self.i_flags.load(Ordering::Relaxed))
+    }
+
+    /// The mount.
+    #[inline]
+    pub fn i_sb(&self) -> &Arc<SuperBlock<F>> {
+        &self.i_sb
+    }
+
+    /// The page cache's view of the file.
+    #[inline]
+    pub fn i_mapping(&self) -> &AddressSpace {
+        &self.i_mapping
+    }
+
+    /// The file system's part: C's `EXT4_I(inode)`.
+    #[inline]
+    pub fn i_private(&self) -> &F::InodeInfo {
+        &self.i_private
+    }
+
+    /// Writes must be durable when they return, whatever the file was opened with.
+    #[doc(alias = "IS_SYNC")]
+    #[inline]
+    pub fn is_sync(&self) -> bool {
+        self.i_flags().contains(InodeFlags::SYNC) || self.i_sb.s_flags().contains(SbFlags::SYNCHRONOUS)
+    }
+
+    // ---- i_mutex
+
+    /// `mutex_lock(&inode->i_mutex)`. Sleeps.
+    #[inline]
+    pub fn lock(&self) -> Locked<'_, F> {
+        Locked { inode: self, guard: self.i_mutex.lock() }
+    }
+
+    /// `mutex_trylock(&inode->i_mutex)`.
+    #[inline]
+    pub fn try_lock(&self) -> Option<Locked<'_, F>> {
+        self.i_mutex.try_lock().map(|guard| Locked { inode: self, guard })
+    }
+
+    /// Whether somebody holds `i_mutex`, for assertions.
+    pub fn is_locked(&self) -> bool {
+        self.i_mutex.is_locked()
+    }
+
+    // ---- direct I/O in flight
+
+    /// Counts one direct I/O in flight until the guard goes away. Whoever is about to unmap or
+    /// move blocks waits for the count ([`Inode::inode_dio_wait`]) with `i_mutex` held, so the
+    /// count must be taken before `i_mutex` is given up.
+    #[doc(alias = "inode_dio_begin")]
+    #[inline]
+    pub fn inode_dio_begin(&self) -> DioCount<'_, F> {
+        self.i_dio_count.fetch_add(1, Ordering::Acquire);
+        DioCount { inode: self }
+    }
+
+    /// The other half of a [`DioCount`] that was [forgotten](DioCount::into_request). Any context.
+    #[inline]
+    pub(crate) fn inode_dio_done(&self) {
+        if self.i_dio_count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.i_dio_wait.wake_up_all();
+        }
+    }
+
+    /// Direct I/O in flight. A value that was true at some moment.
+    pub fn i_dio_count(&self) -> i32 {
+        self.i_dio_count.load(Ordering::Acquire)
+    }
+
+    // ---- dirty state and times
+
+    /// Notes that the inode is newer in memory than on disk. Does no I/O, takes no lock.
+    #[inline]
+    pub fn mark_inode_dirty(&self, what: InodeState) {
+        if self.i_state.load(Ordering::Relaxed) & what.bits() != what.bits() {
+            self.i_state.fetch_or(what.bits(), Ordering::Release);
+        }
+    }
+
+    /// What is dirty.
+    pub fn i_state(&self) -> InodeState {
+        InodeState::from_bits_retain(self.i_state.load(Ordering::Acquire))
+    }
+
+    /// Takes the dirty bits, so that whoever writes the inode next must do it after us. To be
+    /// called before the fields are read; if the write fails, [`Inode::mark_inode_dirty`] again.
+    pub fn take_dirty(&self) -> InodeState {
+        InodeState::from_bits_retain(self.i_state.swap(0, Ordering::AcqRel))
+    }
+
+    /// A consistent copy of the times.
+    pub fn i_times(&self) -> InodeTimes {
+        *self.i_times.lock()
+    }
+
+    /// Sets times other than "now"; the next write sets `i_mtime` again even within this tick.
+    pub fn set_times(&self, f: impl FnOnce(&mut InodeTimes)) {
+        f(&mut self.i_times.lock());
+        self.i_time_tick.store(0, Ordering::Release);
+        self.mark_inode_dirty(InodeState::DIRTY_SYNC);
+    }
+
+    /// Brings `i_mtime` and `i_ctime` up to the clock's tick (4 ms, as `current_time()` has it). Only the
+    /// memory copy changes; it reaches the disk when the inode is written (`lazytime`).
+    ///
+    /// Callers hold `i_mutex`, or are the only writer for another reason; it does not sleep.
+    #[doc(alias = "file_update_time")]
+    #[inline]
+    pub fn file_update_time(&self) {
+        let tick = crate::time::coarse_tick();
+        if self.i_time_tick.load(Ordering::Relaxed) != tick {
+            self.update_time_slow(tick);
+        }
+    }
+
+    #[cold]
+    fn update_time_slow(&self, tick: u64) {
+        if self.i_flags().contains(InodeFlags::NOCMTIME) {
+            return;
+        }
+        let now = self.i_sb.truncate_time(crate::time::ktime_get_coarse_real());
+        let mut t = self.i_times.lock();
+        if t.i_mtime != now || t.i_ctime != now {
+            t.i_mtime = now;
+            t.i_ctime = now;
+            self.mark_inode_dirty(InodeState::DIRTY_TIME);
+        }
+        self.i_time_tick.store(tick, Ordering::Relaxed);
+    }
+
+    /// `relatime`, as Linux mounts by default: the access time moves when it is not newer than
+    /// the modification or change time, or a day old. Nothing on read-only or `noatime` mounts.
+    #[doc(alias = "file_accessed")]
+    pub fn file_accessed(&self) {
+        let sb = self.i_sb.s_flags();
+        if sb.intersects(SbFlags::RDONLY | SbFlags::NOATIME) || self.i_flags().contains(InodeFlags::NOATIME) {
+            return;
+        }
+        let mut t = self.i_times.lock();
+        if t.i_atime > t.i_mtime && t.i_atime > t.i_ctime {
+            let now = crate::time::ktime_get_coarse_real();
+            if now.tv_sec.saturating_sub(t.i_atime.tv_sec) < 24 * 60 * 60 {
+                return;
+            }
+        }
+        let now = self.i_sb.truncate_time(crate::time::ktime_get_coarse_real());
+        if t.i_atime != now {
+            t.i_atime = now;
+            self.mark_inode_dirty(InodeState::DIRTY_TIME);
+        }
+    }
+}
+
+/// An inode whose `i_mutex` is held. Guard and inode travel together, so holding some other
+/// inode's mutex is no evidence for this one.
+#[must_use = "i_mutex unlocks immediately when unused"]
+pub struct Locked<'i, F: FileSystem> {
+    inode: &'i Inode<F>,
+    guard: MutexGuard<'i, ()>,
+}
+
+impl<'i, F: FileSystem> Locked<'i, F> {
+    /// The inode, for as long as it lives rather than as long as it is locked.
+    #[inline]
+    pub fn inode(&self) -> &'i Inode<F> {
+        self.inode
+    }
+
+    /// `mutex_unlock(&inode->i_mutex)`.
+    #[inline]
+    pub fn unlock(self) {
+        drop(self.guard);
+    }
+
+    /// Sleeps until no direct I/O of this inode is in flight. New ones may start as soon as
+    /// `i_mutex` is released, and reads that do not take `i_mutex` at any time.
+    pub fn inode_dio_wait(&self) {
+        if self.inode.i_dio_count() != 0 {
+            self.inode.i_dio_wait.wait_event(|| self.inode.i_dio_count() == 0);
+        }
+    }
+
+    /// Moves the end of the file.
+    #[doc(alias = "i_size_write")]
+    pub fn i_size_write(&self, size: i64) {
+        self.inode.i_size.store(size, Ordering::Release);
+    }
+
+    /// Changes permission bits and marks the inode dirty.
+    pub fn set_mode(&self, mode: u32) {
+        self.inode.i_mode.store(mode, Ordering::Relaxed);
+        let now = self.inode.i_sb.truncate_time(crate::time::ktime_get_coarse_real());
+        self.inode.set_times(|t| t.i_ctime = now);
+        self.inode.mark_inode_dirty(InodeState::DIRTY_SYNC | InodeState::DIRTY_DATASYNC);
+    }
+}
+
+impl<F: FileSystem> Deref for Locked<'_, F> {
+    type Target = Inode<F>;
+
+    #[inline]
+    fn deref(&self) -> &Inode<F> {
+        self.inode
+    }
+}
+
+/// One direct I/O in flight; see [`Inode::inode_dio_begin`].
+#[must_use = "the I/O is counted only as long as this lives"]
+pub struct DioCount<'i, F: FileSystem> {
+    inode: &'i Inode<F>,
+}
+
+impl<'i, F: FileSystem> DioCount<'i, F> {
+    /// The inode it is counted on.
+    #[inline]
+    pub fn inode(&self) -> &'i Inode<F> {
+        self.inode
+    }
+
+    /// Hands the count to a request in flight, which ends it with `inode_dio_done`.
+    #[inline]
+    pub(crate) fn into_request(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl<F: FileSystem> Drop for DioCount<'_, F> {
+    #[inline]
+    fn drop(&mut self) {
+        self.inode.inode_dio_done();
+    }
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `struct super_block`, its inode cache, and what a file system gives to the VFS.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::direct_io::DioPool;
+use super::{Inode, IovIter, Kiocb, Locked};
+use crate::alloc::{Arc, GFP_KERNEL, KVec};
+use crate::block::Bdev;
+use crate::error::Result;
+use crate::sync::{Mutex, SpinLock};
+use crate::time::Timespec64;
+
+bitflags::bitflags! {
+    /// C's `s_flags`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct SbFlags: u32 {
+        /// Nothing may be written.
+        #[doc(alias = "SB_RDONLY")]
+        const RDONLY = 1 << 0;
+        /// Every write is synced at once.
+        #[doc(alias = "SB_SYNCHRONOUS")]
+        const SYNCHRONOUS = 1 << 4;
+        /// Access times are not kept.
+        #[doc(alias = "SB_NOATIME")]
+        const NOATIME = 1 << 10;
+    }
+}
+
+/// What a file system is to the VFS: `file_operations`, `address_space_operations` and
+/// `super_operations`, as far as direct I/O needs them.
+#[expect(non_snake_case, reason = "C names")]
+pub trait FileSystem: Sized + Send + Sync + 'static {
+    /// C's `s_fs_info`.
+    type SbInfo: Send + Sync;
+    /// What C embeds `struct inode` in.
+    type InodeInfo: Send + Sync;
+    /// What a kiocb carries for the file system: C's `void *private`.
+    type Private: Send;
+
+    /// `a_ops->direct_IO` for writes.
+    ///
+    /// Entered with `i_mutex` held, returns with it held; in between it may be without. Answers
+    /// `Ok(0)` for "not directly", and the caller writes through the page cache.
+    ///
+    /// PORT: C passes no lock and one function serves both directions.
+    fn direct_IO<'i>(
+        iocb: &mut Kiocb<Self>,
+        i_mutex: Locked<'i, Self>,
+        iter: &mut IovIter<'_>,
+        offset: i64,
+    ) -> (Locked<'i, Self>, Result<usize>);
+
+    /// `a_ops->direct_IO` for reads. Entered and left without locks.
+    fn direct_IO_read(iocb: &mut Kiocb<Self>, iter: &mut IovIter<'_>, offset: i64) -> Result<usize>;
+
+    /// `f_op->fsync`: makes bytes `start..=end` durable, and the inode as far as they need it
+    /// (`datasync`) or wholly. Sleeps; takes no `i_mutex`.
+    fn fsync(inode: &Inode<Self>, start: i64, end: i64, datasync: bool) -> Result;
+
+    /// Buffered write of what a direct write left over. Entered and left with `i_mutex`.
+    fn buffered_write(iocb: &mut Kiocb<Self>, i_mutex: &Locked<'_, Self>, iter: &mut IovIter<'_>) -> Result<usize>;
+
+    /// Reads block-sized data at `offset` into `page`, zeros over holes: `a_ops->readpage`.
+    fn readpage(inode: &Inode<Self>, offset: i64, page: &mut [u8]) -> Result;
+
+    /// `s_op->write_inode`: brings the inode's table block up to date in the buffer cache.
+    fn write_inode(inode: &Inode<Self>) -> Result;
+
+    /// Largest size this file can have, in bytes.
+    fn s_maxbytes(inode: &Inode<Self>) -> i64;
+}
+
+/// A mounted file system. Lives in an [`Arc`].
+pub struct SuperBlock<F: FileSystem> {
+    /// log2 of the block size in bytes.
+    pub s_blocksize_bits: u8,
+    /// Granularity of time stamps in nanoseconds: 1, or 1 000 000 000 where there is no room.
+    pub s_time_gran: u32,
+    s_flags: AtomicU32,
+    s_bdev: Bdev,
+    s_inodes: SpinLock<KVec<Arc<Inode<F>>>>,
+    /// Serialises the reading of inodes that are not in the cache, so that one number never has
+    /// two inodes. Taken with no other lock of this layer held.
+    s_iget: Mutex<()>,
+    pub(crate) s_dio: DioPool<F>,
+    s_fs_info: F::SbInfo,
+}
+
+/// Inodes nobody uses are let go beyond this many.
+const INODES_MAX: usize = 1024;
+
+impl<F: FileSystem> SuperBlock<F> {
+    /// A super block without inodes. [`ENOMEM`](crate::error::code::ENOMEM) if its pools cannot be had.
+    pub fn new(
+        bdev: Bdev,
+        blocksize_bits: u8,
+        time_gran: u32,
+        flags: SbFlags,
+        info: F::SbInfo,
+    ) -> Result<Arc<Self>> {
+        let sb = Self {
+            s_blocksize_bits: blocksize_bits,
+            s_time_gran: time_gran,
+            s_flags: AtomicU32::new(flags.bits()),
+            s_bdev: bdev,
+            s_inodes: SpinLock::new(KVec::with_capacity(INODES_MAX, GFP_KERNEL)?),
+            s_iget: Mutex::new(()),
+            s_dio: DioPool::new()?,
+            s_fs_info: info,
+        };
+        Ok(Arc::new(sb, GFP_KERNEL)?)
+    }
+
+    /// The device it is on.
+    #[inline]
+    pub fn s_bdev(&self) -> &Bdev {
+        &self.s_bdev
+    }
+
+    /// C's `EXT4_SB(sb)`.
+    #[inline]
+    pub fn s_fs_info(&self) -> &F::SbInfo {
+        &self.s_fs_info
+    }
+
+    /// See [`SbFlags`].
+    #[inline]
+    pub fn s_flags(&self) -> SbFlags {
+        SbFlags::from_bits_retain(self.s_flags.load(Ordering::Relaxed))
+    }
+
+    /// Makes the mount read-only, for instance after an error.
+    pub fn set_rdonly(&self) {
+        self.s_flags.fetch_or(SbFlags::RDONLY.bits(), Ordering::Relaxed);
+    }
+
+    /// `t` at the granularity this file system stores.
+    #[doc(alias = "timestamp_truncate")]
+    pub fn truncate_time(&self, t: Timespec64) -> Timespec64 {
+        match self.s_time_gran {
+            0 | 1 => t,
+            gran => Timespec64 { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec / gran * gran },
+        }
+    }
+
+    /// The inode with number `ino`, from the cache or made by `read`. Sleeps.
+    #[doc(alias = "iget_locked")]
+    pub fn iget(&self, ino: u64, read: impl FnOnce() -> Result<Arc<Inode<F>>>) -> Result<Arc<Inode<F>>> {
+        if let Some(inode) = self.ilookup(ino) {
+            return Ok(inode);
+        }
+        let _iget = self.s_iget.lock();
+        if let Some(inode) = self.ilookup(ino) {
+            return Ok(inode);
+        }
+        let inode = read()?;
+        self.shrink_inodes(INODES_MAX - 1)?;
+        let mut inodes = self.s_inodes.lock();
+        let at = inodes.partition_point(|i| i.i_ino() < ino);
+        inodes.insert(at, inode.clone(), crate::alloc::GFP_ATOMIC)?;
+        Ok(inode)
+    }
+
+    fn ilookup(&self, ino: u64) -> Option<Arc<Inode<F>>> {
+        let inodes = self.s_inodes.lock();
+        inodes.binary_search_by_key(&ino, |i| i.i_ino()).ok().map(|at| inodes[at].clone())
+    }
+
+    /// Lets go of clean inodes that only the cache holds, until at most `keep` are left; dirty ones are
+    /// written first. Called with `s_iget` held, so that none of them can be read back meanwhile.
+    fn shrink_inodes(&self, keep: usize) -> Result {
+        if self.s_inodes.lock().len() <= keep {
+            return Ok(());
+        }
+        self.write_inodes()?;
+        let mut at = 0;
+        loop {
+            // One at a time, dropped outside the spin lock: dropping frees memory.
+            let victim = {
+                let mut inodes = self.s_inodes.lock();
+                if inodes.len() <= keep || at >= inodes.len() {
+                    return Ok(());
+                }
+                if Arc::strong_count(&inodes[at]) == 1 && inodes[at].i_state().is_empty() {
+                    inodes.remove(at)
+                } else {
+                    at += 1;
+                    continue;
+                }
+            };
+            drop(victim);
+        }
+    }
+
+    /// Brings every dirty inode's table block up to date in the buffer cache; writes nothing to
+    /// the device. The first error is returned, after all were tried.
+    pub fn write_inodes(&self) -> Result {
+        let mut result = Ok(());
+        let mut next = 0;
+        loop {
+            let inode = {
+                let inodes = self.s_inodes.lock();
+                let at = inodes.partition_point(|i| i.i_ino() < next);
+                match inodes.get(at) {
+                    Some(inode) => inode.clone(),
+                    None => return result,
+                }
+            };
+            next = inode.i_ino() + 1;
+            if !inode.i_state().is_empty() {
+                result = result.and(F::write_inode(&inode));
+            }
+        }
+    }
+
+    /// Forgets all inodes: the end of a mount. Returns how many were still in use by others.
+    #[doc(alias = "evict_inodes")]
+    pub fn evict_inodes(&self) -> usize {
+        let mut busy = 0;
+        while let Some(inode) = { self.s_inodes.lock().pop() } {
+            busy += usize::from(Arc::strong_count(&inode) > 1);
+        }
+        busy
+    }
+}

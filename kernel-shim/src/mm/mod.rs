@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Memory management as far as files need it.
+
+pub mod filemap;

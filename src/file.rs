@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `fs/ext4/file.c`: writes come in here, and here it is settled whether a direct one may leave `i_mutex` (hunk 1 of the patch).
+
+use core::sync::atomic::Ordering;
+
+use kernel_shim::block::BlkPlug;
+use kernel_shim::bug_on;
+use kernel_shim::error::{Result, code::*};
+use kernel_shim::fs::{IocbFlags, IovIter, SbFlags};
+use kernel_shim::mm::filemap::{
+    WriteRange, __generic_file_aio_write, generic_file_read, generic_write_checks, generic_write_sync,
+};
+
+use crate::ext4::{DioMode, GetBlocks, Lblk, MapBlocks, MapFlags};
+use crate::inode::{ext4_map_blocks, ext4_should_dioread_nolock};
+use crate::{Inode, Kiocb, Locked, Private};
+
+/// `f_op->write`. Returns bytes written, or `EIOCBQUEUED` for an asynchronous kiocb whose completion will tell.
+///
+/// `EBADF` unless the file is open for writing, `EROFS` if the mount has become read-only, `EOPNOTSUPP` for a buffered write
+/// and for one that would have to allocate or convert blocks; then nothing has changed.
+///
+/// Takes and returns `i_mutex`; sleeps.
+#[doc(alias = "ext4_file_write_iter")]
+pub fn ext4_file_write(iocb: &mut Kiocb, iter: &mut IovIter<'_>) -> Result<usize> {
+    iocb.ki_filp.may_write()?;
+    if iocb.ki_filp.f_inode().i_sb().s_flags().contains(SbFlags::RDONLY) {
+        return Err(EROFS);
+    }
+    // Asked once for the whole I/O: fcntl() may change the file's flags between here and the generic code, and C's
+    // direct_IO then met a kiocb without a verdict (G7).
+    if !iocb.ki_flags.contains(IocbFlags::DIRECT) {
+        return Err(EOPNOTSUPP);
+    }
+    let pos = iocb.ki_pos;
+    ext4_file_dio_write(iocb, iter, pos)
+}
+
+/// `f_op->read`: bytes read, 0 at the end of the file, or `EIOCBQUEUED`.
+pub fn ext4_file_read(iocb: &mut Kiocb, iter: &mut IovIter<'_>) -> Result<usize> {
+    generic_file_read(iocb, iter)
+}
+
+/// A write that is finer than the file system's blocks: it may zero what is beside it in them.
+///
+/// PORT: C lets a write at or past `i_size` go as aligned; with the size in the middle of a block it is not (G18).
+fn ext4_unaligned_aio(inode: &Inode, iter: &IovIter<'_>, pos: i64) -> bool {
+    let blockmask = (1i64 << inode.i_blkbits()) - 1;
+    // Only the low bits count, and they are right even if the sum wraps.
+    (pos | pos.wrapping_add(iter.count() as i64)) & blockmask != 0
+}
+
+/// O_DIRECT writes.
+///
+/// Entered with no lock of the inode, returns with none. In between, in this order: the inode's aio mutex, for unaligned
+/// asynchronous writes; `i_mutex`, which `ext4_ext_direct_IO` gives up during the I/O if the verdict here was "overwrite".
+pub fn ext4_file_dio_write(iocb: &mut Kiocb, iter: &mut IovIter<'_>, pos: i64) -> Result<usize> {
+    let file = iocb.ki_filp.clone();
+    let inode: &Inode = file.f_inode();
+
+    let unaligned_aio = inode.i_private().is_extents() && !iocb.is_sync() && ext4_unaligned_aio(inode, iter, pos);
+    // One unaligned asynchronous write at a time, and after what is still to be converted.
+    let aio_mutex = unaligned_aio.then(|| {
+        let aio = &inode.i_private().aio;
+        let guard = aio.aio_mutex.lock();
+        aio.wait();
+        guard
+    });
+
+    bug_on!(iocb.ki_pos != pos);
+
+    let i_mutex = inode.lock();
+    let plug = BlkPlug::start();
+
+    // Always set, whatever path the write takes from here: who reads it must find it (G7, G37).
+    iocb.private = Some(Private::Overwrite(false));
+    let (i_mutex, range, ret) = ext4_dio_write_checked(iocb, i_mutex, iter, unaligned_aio);
+    // A path that never asked for the verdict leaves it behind.
+    iocb.private = None;
+    i_mutex.unlock();
+
+    let ret = match (ret, range) {
+        // PORT: C also syncs here if the write was queued, long before its data is on disk (G13); that is done when it
+        // completes.
+        (Ok(n @ 1..), Some(range)) => generic_write_sync(iocb, range.pos, n).map(|()| n),
+        (ret, _) => ret,
+    };
+    plug.finish();
+
+    drop(aio_mutex);
+    ret
+}
+
+/// The part under `i_mutex`: checks, verdict, write. Entered with `i_mutex`, returns with it.
+fn ext4_dio_write_checked<'i>(
+    iocb: &mut Kiocb,
+    i_mutex: Locked<'i>,
+    iter: &mut IovIter<'_>,
+    unaligned_aio: bool,
+) -> (Locked<'i>, Option<WriteRange>, Result<usize>) {
+    // PORT: C takes the verdict first and then lets O_APPEND and the limits move and cut the write (G37).
+    let range = match generic_write_checks(iocb, &i_mutex, iter) {
+        Ok(Some(range)) => range,
+        Ok(None) => return (i_mutex, None, Ok(0)),
+        Err(e) => return (i_mutex, None, Err(e)),
+    };
+    let overwrite = match ext4_dio_verdict(&i_mutex, iter, range, unaligned_aio) {
+        Ok(overwrite) => overwrite,
+        Err(e) => return (i_mutex, None, Err(e)),
+    };
+    iocb.private = Some(Private::Overwrite(overwrite));
+    let (i_mutex, ret) = __generic_file_aio_write(iocb, i_mutex, range, iter);
+    (i_mutex, Some(range), ret)
+}
+
+/// May this write leave `i_mutex`? Entered and left with it: the answer is good while it is held, and afterwards as long as
+/// the write is counted in flight.
+///
+/// `Ok(true)`: an overwrite of written blocks. `Ok(false)`: it can be done, under `i_mutex`. `EOPNOTSUPP`: it needs blocks to be
+/// allocated or converted.
+fn ext4_dio_verdict(i_mutex: &Locked<'_>, iter: &IovIter<'_>, range: WriteRange, unaligned_aio: bool) -> Result<bool> {
+    let inode = i_mutex.inode();
+    let mode = inode.i_sb().s_fs_info().dio_mode();
+    // Past i_size there is the size to move, which takes i_mutex (and, so far, more than this crate has).
+    let end = range.pos.checked_add(i64::try_from(range.count).map_err(|_| EFBIG)?).ok_or(EFBIG)?;
+    if end > inode.i_size() {
+        return Err(EOPNOTSUPP);
+    }
+    // Whole written extents, or not: asked once for both answers.
+    let one_extent = ext4_overwrite_io(inode, range)?;
+
+    let may_leave = ext4_should_dioread_nolock(inode)
+        && !unaligned_aio
+        // Pages would have to be kept right against readers that come while the write is under way.
+        && inode.i_mapping().nrpages() == 0
+        // Finer than the device can write: the rest of its block is read first, so nobody may write there meanwhile.
+        && ext4_device_aligned(inode, iter, range)
+        // The patch asks with one look-up, which finds one extent; across a border of two it keeps the lock (G23).
+        && (one_extent || mode == DioMode::InFlight);
+
+    let stats = &inode.i_sb().s_fs_info().dio.stats;
+    match (may_leave, mode) {
+        (true, DioMode::InFlight) => &stats.in_flight,
+        (true, DioMode::IDataSem) => &stats.i_data_sem,
+        _ => &stats.exclusive,
+    }
+    .fetch_add(1, Ordering::Relaxed);
+    Ok(may_leave)
+}
+
+/// Whether the range is one written extent; `EOPNOTSUPP` if some of it is not written at all.
+///
+/// Mapped is not enough: an extent that was allocated ahead and never written must be converted after the write, which is a
+/// change of the map.
+fn ext4_overwrite_io(inode: &Inode, range: WriteRange) -> Result<bool> {
+    let blkbits = inode.i_blkbits();
+    let first = range.pos as u64 >> blkbits;
+    let end = (range.pos as u64 + range.count as u64).div_ceil(1 << blkbits);
+    let mut at = first;
+    while at < end {
+        let m_lblk = Lblk(u32::try_from(at).map_err(|_| EFBIG)?);
+        let m_len = u32::try_from(end - at).map_err(|_| EFBIG)?;
+        let mut map = MapBlocks::new(m_lblk, m_len);
+        let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty())?;
+        if n == 0 || !map.m_flags.contains(MapFlags::MAPPED) {
+            return Err(EOPNOTSUPP);
+        }
+        if at == first && n >= m_len {
+            return Ok(true);
+        }
+        at += u64::from(n);
+    }
+    Ok(false)
+}
+
+/// Whether the device can write the range as it is.
+fn ext4_device_aligned(inode: &Inode, iter: &IovIter<'_>, range: WriteRange) -> bool {
+    let lbs = u64::from(inode.i_sb().s_bdev().logical_block_size());
+    (range.pos as u64 | iter.alignment() as u64) & (lbs - 1) == 0
+}
