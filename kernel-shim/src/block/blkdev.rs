@@ -270,7 +270,7 @@ impl Gendisk {
         // Not supported is an answer that callers ask for; the others are bugs or corruption.
         if err != code::EOPNOTSUPP && !self.complained.swap(true, Ordering::Relaxed) {
             crate::pr_err!(
-                "{}: refused {:?} of {} bytes at sector {} of {}, errno {}; further ones not logged\n",
+                "{}: refused {:?} of {} bytes at sector {} of {}, errno {}; further ones not logged",
                 self.dev().name(),
                 bio.bi_opf,
                 bio.bi_size,
@@ -301,7 +301,7 @@ impl Drop for DiskOwner {
         // Some of the bios may be in our own plug.
         plug::blk_flush_plug_current();
         if !disk.bios.drain(DRAIN_NS) {
-            crate::pr_err!("{}: {} bios never came back, disk not freed\n", disk.dev().name(), disk.bios.outstanding());
+            crate::pr_err!("{}: {} bios never came back, disk not freed", disk.dev().name(), disk.bios.outstanding());
             return;
         }
         while disk.pins.load(Ordering::Acquire) != 0 {
@@ -447,7 +447,7 @@ pub fn bio_alloc(bdev: &Bdev, opf: ReqOpf, gfp: Flags) -> Result<BioPtr> {
 
 #[cold]
 fn bio_alloc_slow(bdev: &Bdev, opf: ReqOpf, gfp: Flags) -> Result<BioPtr> {
-    if opf.contains(ReqOpf::NOWAIT) || sched::in_interrupt() || !gfp.may_sleep() {
+    if opf.contains(ReqOpf::NOWAIT) || sched::in_interrupt() || !gfp.contains(Flags::DIRECT_RECLAIM) {
         return Err(code::EAGAIN);
     }
     plug::blk_flush_plug_current();

@@ -17,14 +17,25 @@
 pub mod bio;
 pub mod bioset;
 pub mod blkdev;
+#[cfg(all(feature = "host", not(feature = "bare")))]
+pub mod brd;
+#[cfg(all(feature = "host", not(feature = "bare")))]
+pub mod fault;
+#[cfg(all(feature = "host", not(feature = "bare")))]
+pub mod file;
 pub mod flush;
 pub mod plug;
+#[cfg(all(feature = "host", not(feature = "bare")))]
+pub mod ramdisk;
 pub mod request;
+#[cfg(test)]
+mod tests;
 
 pub use bio::{BIO_MAX_VECS, Bio, BioPtr, BioVec, ReqOp, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE};
 pub use blkdev::{
     Bdev, BlockDevice, DiskStats, IoBatch, QueueLimits, bdev_rw, bio_alloc, blkdev_issue_flush, submit_bio,
     submit_bio_wait,
 };
+pub(crate) use plug::blk_flush_plug_current;
 pub use plug::{BlkPlug, PlugSlot};
 pub use request::{Request, RqList};

@@ -229,7 +229,7 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        crate::pr_err!("block: a driver lost a request: {:?}\n", self);
+        crate::pr_err!("block: a driver lost a request: {:?}", self);
         Request(self.0).end(Err(code::EIO));
     }
 }

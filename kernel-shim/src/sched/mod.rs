@@ -64,9 +64,7 @@ pub fn schedule_until(deadline_ns: u64) {
 /// queue, so that what the submission itself may wait for does not eat the queue's wake-up.
 #[inline]
 pub(crate) fn flush_plug() {
-    if current().has_plug() {
-        crate::block::plug::blk_flush_plug_current();
-    }
+    crate::block::plug::blk_flush_plug_current();
 }
 
 /// Reports, in debug builds, a sleep where none may be: in interrupt context or under a spinlock.

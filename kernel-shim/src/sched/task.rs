@@ -3,7 +3,9 @@
 
 use core::fmt;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::AtomicU32;
+
+use crate::block::PlugSlot;
 
 /// A thread that can sleep. Tasks are never freed, only used again for other threads, so a wake-up
 /// that comes too late hits nothing worse than a sleeper that looks again.
@@ -12,8 +14,8 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 #[repr(align(8))]
 pub struct Task {
     name: &'static str,
-    /// The block layer's plug that this task has open, if any; only the task itself looks at it.
-    plug: AtomicPtr<()>,
+    /// What this task has plugged, if anything; only the task itself looks at it.
+    pub(crate) plug: PlugSlot,
     /// The back end's: whether an unpark is due, and whatever else it keeps in a word.
     token: AtomicU32,
     #[cfg(all(feature = "host", not(feature = "bare")))]
@@ -25,7 +27,7 @@ impl Task {
     pub const fn new(name: &'static str) -> Task {
         Task {
             name,
-            plug: AtomicPtr::new(ptr::null_mut()),
+            plug: PlugSlot::new(),
             token: AtomicU32::new(0),
             #[cfg(all(feature = "host", not(feature = "bare")))]
             host: super::host::HostTask::new(),
@@ -42,27 +44,6 @@ impl Task {
     #[inline]
     pub fn token(&self) -> &AtomicU32 {
         &self.token
-    }
-
-    /// The open plug; null if there is none. For the task itself.
-    #[inline]
-    pub fn plug(&self) -> *mut () {
-        self.plug.load(Ordering::Relaxed)
-    }
-
-    /// Whether there is an open plug. For the task itself.
-    #[inline]
-    pub fn has_plug(&self) -> bool {
-        !self.plug().is_null()
-    }
-
-    /// Opens a plug, or with null closes it, and returns what was there. For the task itself.
-    #[inline]
-    pub fn set_plug(&self, plug: *mut ()) -> *mut () {
-        let before = self.plug();
-        // No read-modify-write: nobody else writes it.
-        self.plug.store(plug, Ordering::Relaxed);
-        before
     }
 
     /// Whether this task is the one running here.

@@ -1,0 +1,606 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `fs/buffer.c`: a cache of a device's blocks, for metadata.
+//!
+//! A [`BufferHead`] is a counted reference to one block in memory. All holders of a block have the
+//! same one, and get at the bytes through [`BufferHead::read`] and [`BufferHead::write`], which lock the
+//! data as an rwsem does. That lock is also what I/O takes: whoever finds a block not read yet holds it
+//! for writing until the block is there, so that others wait instead of reading it again; and
+//! write-back holds it for reading, so that what goes to the device does not change on the way.
+//!
+//! The cache holds one reference to each block. When there are more blocks than agreed, it lets go
+//! of clean ones that nobody else holds, roughly the longest unused first (a clock). Blocks that are dirty
+//! or in use stay, whatever their number.
+//!
+//! # Lock order
+//!
+//! Data lock → bucket lock (spin). Never take the data locks of two blocks unless all who do agree
+//! on an order; write-back of many takes one, and further ones only if they are free. A task that
+//! holds a block's guard must not write the block back: it would wait for itself.
+
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+
+use bitflags::bitflags;
+
+use crate::alloc::{Arc, GFP_ATOMIC, GFP_KERNEL, GFP_NOFS, KVec};
+use crate::block::{Bdev, IoBatch, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE, bio_alloc, submit_bio_wait};
+use crate::error::{Result, code};
+use crate::sync::{RwSemReadGuard, RwSemWriteGuard, RwSemaphore, SpinLock};
+
+/// How many blocks a hash bucket has when the cache is full, on average.
+const BUCKET_SIZE: usize = 4;
+/// How many blocks one round of write-back has in flight.
+const WRITE_BATCH: usize = 32;
+
+bitflags! {
+    /// C's `b_state`.
+    #[derive(Clone, Copy)]
+    struct BhState: u32 {
+        /// The memory holds what the device has, or newer.
+        const UPTODATE = 1 << 0;
+        /// The memory is newer than the device.
+        const DIRTY = 1 << 1;
+        /// The file system has checked what it read.
+        const VERIFIED = 1 << 2;
+        /// Used since the clock's hand went by.
+        const REFERENCED = 1 << 3;
+        /// The last write failed.
+        const WRITE_EIO = 1 << 4;
+    }
+}
+
+/// The unit that buffers are made of, aligned for direct I/O of the host.
+#[derive(Clone, Copy)]
+#[repr(C, align(512))]
+struct Sector([u8; SECTOR_SIZE as usize]);
+
+static_assertions::const_assert_eq!(size_of::<Sector>(), SECTOR_SIZE as usize);
+
+/// A block's bytes.
+struct Data(KVec<Sector>);
+
+impl Data {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: a sector is its bytes, without padding, and `u8` has no requirements.
+        unsafe { core::slice::from_raw_parts(self.0.as_ptr().cast(), size_of_val(&self.0[..])) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; borrowed exclusively.
+        unsafe { core::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), size_of_val(&self.0[..])) }
+    }
+}
+
+struct Buffer {
+    block: u64,
+    state: AtomicU32,
+    data: RwSemaphore<Data>,
+}
+
+impl Buffer {
+    fn has(&self, flag: BhState) -> bool {
+        self.state.load(Ordering::Acquire) & flag.bits() != 0
+    }
+
+    fn set(&self, flag: BhState) {
+        self.state.fetch_or(flag.bits(), Ordering::AcqRel);
+    }
+
+    /// Whether it was set.
+    fn clear(&self, flag: BhState) -> bool {
+        self.state.fetch_and(!flag.bits(), Ordering::AcqRel) & flag.bits() != 0
+    }
+}
+
+/// A counted reference to a cached block. Outlives the cache if it must.
+#[doc(alias = "buffer_head")]
+#[derive(Clone)]
+pub struct BufferHead(Arc<Buffer>);
+
+impl BufferHead {
+    /// Its number, in blocks of the cache's size.
+    #[doc(alias = "b_blocknr")]
+    #[inline]
+    pub fn block(&self) -> u64 {
+        self.0.block
+    }
+
+    /// Locks the bytes for reading. Sleeps while somebody has them for writing, or reads them in.
+    ///
+    /// Not twice in one task: a writer that comes in between would stop the second for ever.
+    #[doc(alias = "b_data")]
+    #[inline]
+    pub fn read(&self) -> BufferRead<'_> {
+        BufferRead { guard: self.0.data.read() }
+    }
+
+    /// [`BufferHead::read`], if it need not sleep.
+    #[inline]
+    pub fn try_read(&self) -> Option<BufferRead<'_>> {
+        Some(BufferRead { guard: self.0.data.try_read()? })
+    }
+
+    /// Locks the bytes for writing. Sleeps while somebody has them, write-back included.
+    #[doc(alias = "lock_buffer")]
+    #[inline]
+    pub fn write(&self) -> BufferWrite<'_> {
+        BufferWrite { bh: self, guard: self.0.data.write() }
+    }
+
+    /// The block has to be written back: called with changes made, and the write guard still held,
+    /// or before anybody else can tell. EIO-safe: it is not lost if write-back fails.
+    #[doc(alias = "mark_buffer_dirty")]
+    #[inline]
+    pub fn mark_dirty(&self) {
+        crate::warn_on!(!self.is_uptodate(), "block {} dirtied before it was filled", self.block());
+        self.0.set(BhState::DIRTY);
+    }
+
+    /// Takes back [`BufferHead::mark_dirty`]: what is in memory need not reach the device.
+    /// A write that is under way is not stopped.
+    #[doc(alias = "bforget")]
+    #[doc(alias = "clear_buffer_dirty")]
+    pub fn clear_dirty(&self) -> bool {
+        self.0.clear(BhState::DIRTY)
+    }
+
+    /// Whether the device is behind.
+    #[doc(alias = "buffer_dirty")]
+    pub fn is_dirty(&self) -> bool {
+        self.0.has(BhState::DIRTY)
+    }
+
+    /// Whether the memory holds the block.
+    #[doc(alias = "buffer_uptodate")]
+    #[inline]
+    pub fn is_uptodate(&self) -> bool {
+        self.0.has(BhState::UPTODATE)
+    }
+
+    /// Whether the last attempt to write it back failed. Cleared by one that succeeds.
+    #[doc(alias = "buffer_write_io_error")]
+    pub fn write_io_error(&self) -> bool {
+        self.0.has(BhState::WRITE_EIO)
+    }
+
+    /// Whether [`BufferHead::set_verified`] was called since the block was read.
+    #[doc(alias = "buffer_verified")]
+    #[inline]
+    pub fn verified(&self) -> bool {
+        self.0.has(BhState::VERIFIED)
+    }
+
+    /// The contents have been checked: others need not do it again.
+    #[doc(alias = "set_buffer_verified")]
+    #[inline]
+    pub fn set_verified(&self) {
+        self.0.set(BhState::VERIFIED);
+    }
+
+    /// They have to be checked (again).
+    #[doc(alias = "clear_buffer_verified")]
+    pub fn clear_verified(&self) {
+        self.0.clear(BhState::VERIFIED);
+    }
+
+    /// Whether the cache may let go of it. With the lock of its bucket held, which keeps new holders away.
+    fn idle(&self) -> bool {
+        if Arc::strong_count(&self.0) != 1 {
+            return false;
+        }
+        // What the last holder did, marking it dirty for one, happens before we look.
+        fence(Ordering::Acquire);
+        !self.is_dirty()
+    }
+
+    /// Whether both are the same block of the same cache.
+    pub fn ptr_eq(a: &Self, b: &Self) -> bool {
+        Arc::ptr_eq(&a.0, &b.0)
+    }
+}
+
+impl fmt::Debug for BufferHead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BufferHead({}, {:#x})", self.block(), self.0.state.load(Ordering::Relaxed))
+    }
+}
+
+/// A block's bytes, locked for reading.
+pub struct BufferRead<'a> {
+    guard: RwSemReadGuard<'a, Data>,
+}
+
+impl Deref for BufferRead<'_> {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.guard.bytes()
+    }
+}
+
+/// A block's bytes, locked for writing.
+pub struct BufferWrite<'a> {
+    bh: &'a BufferHead,
+    guard: RwSemWriteGuard<'a, Data>,
+}
+
+impl BufferWrite<'_> {
+    /// The whole block has been filled: it needs no reading. For blocks from [`BufferCache::getblk`].
+    #[doc(alias = "set_buffer_uptodate")]
+    pub fn set_uptodate(&mut self) {
+        self.bh.0.set(BhState::UPTODATE);
+    }
+
+    /// [`BufferHead::mark_dirty`], under the lock.
+    pub fn mark_dirty(&mut self) {
+        self.bh.mark_dirty();
+    }
+}
+
+impl Deref for BufferWrite<'_> {
+    type Target = [u8];
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.guard.bytes()
+    }
+}
+
+impl DerefMut for BufferWrite<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.guard.bytes_mut()
+    }
+}
+
+/// The cached blocks of one hash value, with their numbers at hand.
+type Bucket = SpinLock<KVec<(u64, BufferHead)>>;
+
+fn lookup(bucket: &[(u64, BufferHead)], block: u64) -> Option<&BufferHead> {
+    bucket.iter().find(|entry| entry.0 == block).map(|entry| &entry.1)
+}
+
+/// The cache of one device at one block size.
+///
+/// Two caches of one device know nothing of each other: make one, after the block size is known.
+pub struct BufferCache {
+    bdev: Bdev,
+    block_size: u32,
+    nr_blocks: u64,
+    /// A power of two of them.
+    buckets: KVec<Bucket>,
+    max: usize,
+    nr: AtomicUsize,
+    /// How many there may be before the clock is wound again: `max`, or more if it found nothing.
+    threshold: AtomicUsize,
+    /// The clock's hand: a bucket.
+    hand: AtomicUsize,
+}
+
+impl BufferCache {
+    /// A cache that keeps about `max_blocks` blocks of `block_size` bytes. EINVAL unless that is a power of
+    /// two, at least the device's logical block and no more than it transfers at once; ENOMEM.
+    pub fn new(bdev: Bdev, block_size: u32, max_blocks: usize) -> Result<Self> {
+        let limits = bdev.limits();
+        if !block_size.is_power_of_two()
+            || block_size < limits.logical_block_size
+            || block_size > limits.max_bytes.min(limits.max_segment_size)
+            || max_blocks == 0
+        {
+            return Err(code::EINVAL);
+        }
+        let nr_buckets = (max_blocks / BUCKET_SIZE).clamp(16, 1 << 16).next_power_of_two();
+        let mut buckets = KVec::with_capacity(nr_buckets, GFP_KERNEL)?;
+        for _ in 0..nr_buckets {
+            buckets.push(Bucket::new(KVec::new()), GFP_KERNEL)?;
+        }
+        let nr_blocks = bdev.nr_sectors() >> (block_size.trailing_zeros() - SECTOR_SHIFT);
+        Ok(Self {
+            bdev,
+            block_size,
+            nr_blocks,
+            buckets,
+            max: max_blocks,
+            nr: AtomicUsize::new(0),
+            threshold: AtomicUsize::new(max_blocks),
+            hand: AtomicUsize::new(0),
+        })
+    }
+
+    /// The device.
+    pub fn bdev(&self) -> &Bdev {
+        &self.bdev
+    }
+
+    /// Bytes in a block.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Whole blocks on the device.
+    pub fn nr_blocks(&self) -> u64 {
+        self.nr_blocks
+    }
+
+    /// How many blocks are in memory.
+    pub fn nr_cached(&self) -> usize {
+        self.nr.load(Ordering::Relaxed)
+    }
+
+    fn bucket(&self, block: u64) -> &Bucket {
+        // Fibonacci hashing: neighbours, and blocks a group apart, spread alike.
+        let hash = block.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+        &self.buckets[hash as usize & (self.buckets.len() - 1)]
+    }
+
+    /// The block if it is in memory, read or not.
+    #[doc(alias = "sb_find_get_block")]
+    #[inline]
+    pub fn find(&self, block: u64) -> Option<BufferHead> {
+        let bucket = self.bucket(block).lock();
+        let found = lookup(&bucket, block)?.clone();
+        drop(bucket);
+        if !found.0.has(BhState::REFERENCED) {
+            found.0.set(BhState::REFERENCED);
+        }
+        Some(found)
+    }
+
+    /// The block, without reading it: for one that is going to be filled. Unless it
+    /// [is up to date](BufferHead::is_uptodate) its bytes mean nothing.
+    ///
+    /// EIO beyond the end of the device, ENOMEM. Sleeps for no I/O.
+    #[doc(alias = "sb_getblk")]
+    pub fn getblk(&self, block: u64) -> Result<BufferHead> {
+        if let Some(bh) = self.find(block) {
+            return Ok(bh);
+        }
+        if block >= self.nr_blocks {
+            return Err(code::EIO);
+        }
+        let sectors = (self.block_size >> SECTOR_SHIFT) as usize;
+        let new = Buffer {
+            block,
+            state: AtomicU32::new(BhState::REFERENCED.bits()),
+            data: RwSemaphore::new(Data(KVec::from_elem(Sector([0; SECTOR_SIZE as usize]), sectors, GFP_NOFS)?)),
+        };
+        let new = BufferHead(Arc::new(new, GFP_NOFS)?);
+        {
+            let mut bucket = self.bucket(block).lock();
+            // Somebody may have been faster.
+            if let Some(found) = lookup(&bucket, block) {
+                return Ok(found.clone());
+            }
+            bucket.push((block, new.clone()), GFP_ATOMIC)?;
+        }
+        if self.nr.fetch_add(1, Ordering::Relaxed) >= self.threshold.load(Ordering::Relaxed) {
+            self.evict();
+        }
+        Ok(new)
+    }
+
+    /// The block, read. EIO if it cannot be read or lies beyond the end of the device, and then the next
+    /// caller tries again; ENOMEM. Sleeps.
+    #[doc(alias = "sb_bread")]
+    #[inline]
+    pub fn bread(&self, block: u64) -> Result<BufferHead> {
+        if let Some(bh) = self.find(block)
+            && bh.is_uptodate()
+        {
+            return Ok(bh);
+        }
+        let bh = self.getblk(block)?;
+        self.read_in(&bh)?;
+        Ok(bh)
+    }
+
+    /// Reads a block that [`BufferCache::getblk`] gave, unless it is up to date. EIO. Sleeps.
+    #[doc(alias = "bh_read")]
+    #[cold]
+    pub fn read_in(&self, bh: &BufferHead) -> Result {
+        // The first to come reads; the others get the lock when it has, and find the block there.
+        let mut guard = bh.0.data.write();
+        if bh.is_uptodate() {
+            return Ok(());
+        }
+        bh.clear_verified();
+        let mut bio = bio_alloc(&self.bdev, ReqOpf::REQ_OP_READ | ReqOpf::META | ReqOpf::SYNC, GFP_NOFS)?;
+        bio.bi_sector = self.sector(bh);
+        let bytes = guard.bytes_mut();
+        // SAFETY: we hold the data for writing until the bio has ended.
+        let added = unsafe { bio.bio_add_page(core::ptr::NonNull::from(&mut bytes[0]), self.block_size) };
+        if !added || submit_bio_wait(&self.bdev, bio).is_err() {
+            return Err(code::EIO);
+        }
+        bh.0.set(BhState::UPTODATE);
+        Ok(())
+    }
+
+    fn sector(&self, bh: &BufferHead) -> u64 {
+        bh.block() << (self.block_size.trailing_zeros() - SECTOR_SHIFT)
+    }
+
+    /// Writes the block back if it is dirty, and waits for that. EIO or the device's error: then it is dirty still.
+    ///
+    /// Not durable on a device with a volatile cache before a flush, which is the caller's. Sleeps.
+    #[doc(alias = "sync_dirty_buffer")]
+    pub fn sync_dirty_buffer(&self, bh: &BufferHead) -> Result {
+        self.write_buffers(core::slice::from_ref(bh), ReqOpf::SYNC)
+    }
+
+    /// Writes back those of `list` that are dirty, many at once, and waits for all. `flags` (SYNC, META, PREFLUSH, FUA)
+    /// apply to each. Tries all; the error is the first. What may not have been written is dirty still. Sleeps.
+    #[doc(alias = "write_dirty_buffer")]
+    pub fn write_buffers(&self, list: &[BufferHead], flags: ReqOpf) -> Result {
+        let mut result = Ok(());
+        let mut rest = list;
+        while !rest.is_empty() {
+            let (done, outcome) = self.write_some(rest, flags);
+            result = result.and(outcome);
+            rest = &rest[done..];
+        }
+        result
+    }
+
+    /// Writes the first few of `list`: how many that are, at least one, and how it went.
+    fn write_some(&self, list: &[BufferHead], flags: ReqOpf) -> (usize, Result) {
+        let mut held = heapless::Vec::<BufferRead<'_>, WRITE_BATCH>::new();
+        let mut written = heapless::Vec::<&BufferHead, WRITE_BATCH>::new();
+        let mut done = 0;
+        let result = IoBatch::run(&self.bdev, |batch| {
+            for bh in list {
+                if held.is_full() {
+                    break;
+                }
+                // With one block locked, wait for no other: its holder may be waiting for ours.
+                let guard = if held.is_empty() { Some(bh.read()) } else { bh.try_read() };
+                let Some(guard) = guard else { break };
+                done += 1;
+                // Dirt from now on comes after this guard, and is for the next round.
+                if !bh.clear_dirty() {
+                    continue;
+                }
+                if written.push(bh).is_err() {
+                    break;
+                }
+                let mut bio = bio_alloc(&self.bdev, ReqOpf::REQ_OP_WRITE | flags, GFP_NOFS)?;
+                bio.bi_sector = self.sector(bh);
+                let first = core::ptr::NonNull::from(&guard[0]);
+                let kept = held.push(guard).is_ok();
+                // SAFETY: `held` keeps the data from changing, and is dropped after `run` has
+                // waited for the bio. The device only reads it.
+                if !kept || !unsafe { bio.bio_add_page(first, self.block_size) } {
+                    return Err(code::EIO);
+                }
+                batch.submit(bio);
+            }
+            Ok(())
+        });
+        for bh in &written {
+            if result.is_err() {
+                // Which of them it was is not known, and writing one twice does no harm.
+                bh.0.set(BhState::DIRTY | BhState::WRITE_EIO);
+            } else {
+                bh.0.clear(BhState::WRITE_EIO);
+            }
+        }
+        (done, result)
+    }
+
+    /// Writes back all that is dirty now, in block order, and waits for it. As [`BufferCache::write_buffers`]. Sleeps.
+    #[doc(alias = "sync_blockdev")]
+    pub fn sync_all(&self) -> Result {
+        let mut dirty = KVec::new();
+        if self.gather_dirty(&mut dirty).is_err() {
+            return self.sync_unsorted();
+        }
+        dirty.sort_unstable_by_key(BufferHead::block);
+        self.write_buffers(&dirty, ReqOpf::META)
+    }
+
+    fn gather_dirty(&self, dirty: &mut KVec<BufferHead>) -> Result {
+        for bucket in &self.buckets {
+            loop {
+                let bucket = bucket.lock();
+                // Memory is to be had outside of a spinlock, so there must be room for any.
+                let room = bucket.len();
+                if dirty.capacity() - dirty.len() >= room {
+                    for (_, bh) in bucket.iter().filter(|entry| entry.1.is_dirty()) {
+                        dirty.push(bh.clone(), GFP_ATOMIC)?;
+                    }
+                    break;
+                }
+                drop(bucket);
+                dirty.reserve(room.max(64), GFP_NOFS)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// [`BufferCache::sync_all`] when there is no memory for a list: a few blocks at a time, in no order.
+    #[cold]
+    fn sync_unsorted(&self) -> Result {
+        let mut result = Ok(());
+        for bucket in &self.buckets {
+            let mut index = 0;
+            loop {
+                let mut some = heapless::Vec::<BufferHead, WRITE_BATCH>::new();
+                for (_, bh) in bucket.lock().iter().skip(index).take(WRITE_BATCH) {
+                    // Cannot fail: as many as fit were taken.
+                    let _ = some.push(bh.clone());
+                }
+                if some.is_empty() {
+                    break;
+                }
+                index += some.len();
+                result = result.and(self.write_buffers(&some, ReqOpf::META));
+            }
+        }
+        result
+    }
+
+    /// Forgets `count` blocks from `block` on: they belong to somebody else now, and what memory holds of them
+    /// must never be written. Waits for writes that are under way. Sleeps.
+    #[doc(alias = "clean_bdev_aliases")]
+    pub fn invalidate(&self, block: u64, count: u64) {
+        for block in block..block.saturating_add(count).min(self.nr_blocks) {
+            let Some(bh) = self.find(block) else { continue };
+            bh.clear_dirty();
+            {
+                let _guard = bh.0.data.write();
+                bh.clear_dirty();
+                bh.0.clear(BhState::UPTODATE | BhState::VERIFIED);
+            }
+            let mut bucket = self.bucket(bh.block()).lock();
+            // Ours and the cache's; whoever else holds it gets no other block of this number.
+            if Arc::strong_count(&bh.0) == 2
+                && let Some(at) = bucket.iter().position(|entry| BufferHead::ptr_eq(&entry.1, &bh))
+            {
+                bucket.remove(at);
+                drop(bucket);
+                self.nr.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Forgets all that is clean and that nobody holds: it will be read again. How many blocks stay.
+    #[doc(alias = "invalidate_bdev")]
+    pub fn invalidate_clean(&self) -> usize {
+        for bucket in &self.buckets {
+            while self.take_idle(bucket, |_| true) {}
+        }
+        self.nr_cached()
+    }
+
+    /// Drops one idle block of `bucket` for which `which` says so; whether there was one.
+    fn take_idle(&self, bucket: &Bucket, which: impl Fn(&BufferHead) -> bool) -> bool {
+        let mut bucket = bucket.lock();
+        let Some(at) = bucket.iter().position(|(_, bh)| bh.idle() && which(bh)) else { return false };
+        let entry = bucket.remove(at);
+        // Its memory is freed with the lock released.
+        drop(bucket);
+        drop(entry);
+        self.nr.fetch_sub(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Turns the clock until there are no more than `max` blocks, at most twice around: the first time takes
+    /// from blocks the mark of having been used, the second time takes those that still have none.
+    #[cold]
+    fn evict(&self) {
+        for _ in 0..2 * self.buckets.len() {
+            if self.nr.load(Ordering::Relaxed) <= self.max {
+                self.threshold.store(self.max, Ordering::Relaxed);
+                return;
+            }
+            let at = self.hand.fetch_add(1, Ordering::Relaxed) & (self.buckets.len() - 1);
+            let Some(bucket) = self.buckets.get(at) else { return };
+            while self.nr.load(Ordering::Relaxed) > self.max
+                && self.take_idle(bucket, |bh| !bh.0.clear(BhState::REFERENCED))
+            {}
+        }
+        // What is left is in use or dirty. Do not look through all of it for each block to come.
+        let nr = self.nr.load(Ordering::Relaxed);
+        self.threshold.store(if nr > self.max { nr + nr / 8 } else { self.max }, Ordering::Relaxed);
+    }
+}
