@@ -18,6 +18,7 @@ pub mod bare;
 pub mod host;
 #[cfg(not(any(feature = "host", feature = "bare")))]
 mod none;
+mod spawn;
 mod task;
 
 #[cfg(feature = "bare")]
@@ -30,6 +31,7 @@ use none as backend;
 pub use backend::IrqFlags;
 pub(crate) use backend::{console, kfree, kmalloc, spin_acquired, spin_relax, spin_released};
 pub use backend::{cpu_id, current, in_interrupt, irq_restore, irq_save, now_ns, nr_cpus, real_ns, unpark, yield_now};
+pub use spawn::{JoinHandle, spawn, spawn_on};
 pub use task::Task;
 
 /// Sleeps until somebody [`unpark`]s this task, or has done so since its last sleep; possibly less

@@ -13,7 +13,16 @@
 //! allocates. Whoever sleeps goes through [`schedule`](crate::sched::schedule), which submits the
 //! I/O that the sleeper has plugged.
 
+mod completion;
+mod mutex;
+mod rwsem;
 mod spinlock;
+mod wait;
+mod waiter;
 
 pub use crate::alloc::Arc;
+pub use completion::Completion;
+pub use mutex::{Mutex, MutexGuard, RawSleepMutex};
+pub use rwsem::{RawRwSem, RwSemReadGuard, RwSemWriteGuard, RwSemaphore};
 pub use spinlock::{SpinLock, SpinLockGuard};
+pub use wait::WaitQueue;

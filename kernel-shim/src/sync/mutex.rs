@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! [`Mutex`]: the sleeping lock that is `i_mutex`.
+//!
+//! Taking a free one and giving up one that nobody waits for is a single compare-and-exchange
+//! of the owner word. Otherwise:
+//!
+//! * A thread that does not get it stands in a queue. Whoever unlocks wakes the first in it,
+//!   but the lock is free meanwhile, and a running thread may take it: no convoy forms behind the
+//!   time that a wake-up takes.
+//! * A first in the queue that was woken and lost so once sets [`HANDOFF`]. From then on nobody else
+//!   gets the lock, and whoever unlocks makes him the owner: nobody starves.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use lock_api::{GuardNoSend, RawMutex};
+
+use super::SpinLock;
+use super::waiter::{WaitList, Waiter, Want};
+use crate::sched::{self, Task};
+
+/// Mutual exclusion for threads that may sleep while they hold it. Only the thread that has locked it
+/// unlocks it; never in interrupt context.
+#[doc(alias = "mutex_init")]
+#[doc(alias = "mutex_lock")]
+#[doc(alias = "mutex_unlock")]
+pub type Mutex<T> = lock_api::Mutex<RawSleepMutex, T>;
+
+/// A [`Mutex`] is held while this lives.
+pub type MutexGuard<'a, T> = lock_api::MutexGuard<'a, RawSleepMutex, T>;
+
+/// There are entries in the queue. Changed under the queue's lock.
+const WAITERS: usize = 1;
+/// The first in the queue must be the next owner. Set by him alone, gone when he owns it.
+const HANDOFF: usize = 2;
+/// The rest of the owner word: the address of the owner's task, 0 when the lock is free.
+const OWNER: usize = !(WAITERS | HANDOFF);
+
+/// How often a thread looks whether the lock comes free before it queues, if there are other CPUs
+/// that might be just about to free it.
+const SPINS: u32 = 32;
+
+/// The lock of a [`Mutex`].
+///
+/// # Invariants
+///
+/// `WAITERS` is set in `owner` exactly if the queue is not empty, as seen under the queue's lock.
+pub struct RawSleepMutex {
+    owner: AtomicUsize,
+    queue: SpinLock<WaitList>,
+}
+
+// A task's address leaves room for the flags.
+static_assertions::const_assert!(align_of::<Task>() > WAITERS | HANDOFF);
+
+fn current_word() -> usize {
+    core::ptr::from_ref(sched::current()).addr()
+}
+
+impl RawSleepMutex {
+    /// A free lock.
+    const fn new() -> RawSleepMutex {
+        RawSleepMutex { owner: AtomicUsize::new(0), queue: SpinLock::new(WaitList::new()) }
+    }
+
+    /// Whether somebody waits for it at this moment.
+    pub fn is_contended(&self) -> bool {
+        self.owner.load(Ordering::Relaxed) & WAITERS != 0
+    }
+
+    /// Takes the lock if it is free, and, unless `first` in the queue asks, not promised to him.
+    fn try_acquire(&self, me: usize, first: bool) -> bool {
+        let mut word = self.owner.load(Ordering::Acquire);
+        loop {
+            if word & OWNER == me {
+                // Handed over: `lock_slow` has made sure that we did not have it before.
+                return true;
+            }
+            if word & OWNER != 0 || (word & HANDOFF != 0 && !first) {
+                return false;
+            }
+            match self.owner.compare_exchange_weak(word, me | (word & WAITERS), Ordering::Acquire, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    #[cold]
+    fn lock_slow(&self, me: usize) {
+        bug_on!(self.owner.load(Ordering::Relaxed) & OWNER == me, "locking a mutex twice: {:?}", sched::current());
+        if self.try_acquire(me, false) || self.spin(me) {
+            return;
+        }
+        let waiter = Waiter::new(Want::Write);
+        let mut first = {
+            let mut queue = self.queue.lock();
+            // SAFETY: In no list; it leaves this one below, before this function returns.
+            unsafe { queue.push_back(&waiter) };
+            // INVARIANT: The queue has an entry. If the owner unlocked before it could see that,
+            // we see the lock free just below.
+            self.owner.fetch_or(WAITERS, Ordering::Relaxed);
+            queue.is_first(&waiter)
+        };
+        // Before the look at the lock, so that nothing that the submission waits for takes our wake-up.
+        sched::flush_plug();
+        let mut lost = false;
+        while !self.try_acquire(me, first) {
+            if first && lost {
+                // The owner may have unlocked just before this, without handing over: one more look.
+                self.owner.fetch_or(HANDOFF, Ordering::Relaxed);
+                if self.try_acquire(me, true) {
+                    break;
+                }
+            }
+            sched::schedule();
+            lost = first;
+            first = self.queue.lock().is_first(&waiter);
+        }
+        let mut queue = self.queue.lock();
+        // SAFETY: It is in this list: nobody else takes it out.
+        unsafe { queue.remove(&waiter) };
+        if queue.is_empty() {
+            // INVARIANT: As the queue is.
+            self.owner.fetch_and(!(WAITERS | HANDOFF), Ordering::Relaxed);
+        } else {
+            // We may have asked for the lock just when it was handed to us.
+            self.owner.fetch_and(!HANDOFF, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes a free lock from under those who wait.
+    #[cold]
+    fn try_lock_slow(&self, me: usize) -> bool {
+        // `try_acquire` takes our own name for a handover; here it says that we have the lock.
+        self.owner.load(Ordering::Relaxed) & OWNER == 0 && self.try_acquire(me, false)
+    }
+
+    /// Waits a few instructions for an owner on another CPU, if nobody has queued yet.
+    fn spin(&self, me: usize) -> bool {
+        if sched::nr_cpus() == 1 {
+            return false;
+        }
+        for _ in 0..SPINS {
+            let word = self.owner.load(Ordering::Relaxed);
+            if word & WAITERS != 0 {
+                return false;
+            }
+            if word == 0 && self.try_acquire(me, false) {
+                return true;
+            }
+            core::hint::spin_loop();
+        }
+        false
+    }
+
+    #[cold]
+    fn unlock_slow(&self, me: usize) {
+        let task = {
+            let queue = self.queue.lock();
+            let word = self.owner.load(Ordering::Relaxed);
+            bug_on!(word & OWNER != me, "unlocking a mutex of another's: {:?}", sched::current());
+            let first = queue.first().map(Waiter::task);
+            match first {
+                Some(task) if word & HANDOFF != 0 => {
+                    // He, being first, set it, and stays first until he owns the lock.
+                    self.owner.store(core::ptr::from_ref(task).addr() | WAITERS, Ordering::Release);
+                }
+                _ => {
+                    self.owner.fetch_and(!OWNER, Ordering::Release);
+                }
+            }
+            first
+        };
+        if let Some(task) = task {
+            sched::unpark(task);
+        }
+    }
+}
+
+// SAFETY: The owner word goes from 0 to a task's address only by a compare-and-exchange of that task,
+// and from one task's address to another's only by the former's unlock. So one thread at a time has it.
+unsafe impl RawMutex for RawSleepMutex {
+    const INIT: RawSleepMutex = RawSleepMutex::new();
+
+    /// The owner word names a thread, which therefore is the one to unlock.
+    type GuardMarker = GuardNoSend;
+
+    #[inline]
+    fn lock(&self) {
+        sched::might_sleep();
+        let me = current_word();
+        if self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            self.lock_slow(me);
+        }
+    }
+
+    #[doc(alias = "mutex_trylock")]
+    #[inline]
+    fn try_lock(&self) -> bool {
+        let me = current_word();
+        self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok() || self.try_lock_slow(me)
+    }
+
+    #[inline]
+    unsafe fn unlock(&self) {
+        let me = current_word();
+        if self.owner.compare_exchange(me, 0, Ordering::Release, Ordering::Relaxed).is_err() {
+            self.unlock_slow(me);
+        }
+    }
+
+    #[doc(alias = "mutex_is_locked")]
+    #[inline]
+    fn is_locked(&self) -> bool {
+        self.owner.load(Ordering::Relaxed) & OWNER != 0
+    }
+}
+
+static_assertions::assert_impl_all!(Mutex<core::cell::Cell<u8>>: Send, Sync);
+static_assertions::assert_not_impl_any!(MutexGuard<'static, u8>: Send);
+static_assertions::const_assert!(size_of::<RawSleepMutex>() <= 32);

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! [`RwSemaphore`]: the sleeping reader-writer lock that is `i_data_sem`.
+//!
+//! First come, first served, as in Linux: a reader that comes while a writer waits stands behind
+//! him, though readers hold the lock; so a second read lock in a thread that has one deadlocks
+//! as soon as a writer comes between, and lockdep's rules about it make sense here as well. Readers
+//! that stand together at the head of the queue go together.
+//!
+//! The lock is one word. A reader adds itself before it knows whether it may (one atomic
+//! addition when it may), and takes itself back if not. Meanwhile it only can keep others from
+//! finding the lock free, and so after taking itself back it looks whether somebody is to be woken.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use lock_api::{GuardNoSend, RawRwLock, RawRwLockDowngrade};
+
+use super::SpinLock;
+use super::waiter::{Granted, WaitList, Waiter, Want};
+use crate::sched;
+
+/// Shared among readers, exclusive to a writer, first come first served. The holders may sleep. Not
+/// recursive, not even for readers; never in interrupt context.
+#[doc(alias = "rw_semaphore")]
+#[doc(alias = "init_rwsem")]
+#[doc(alias = "down_read")]
+#[doc(alias = "down_write")]
+#[doc(alias = "up_read")]
+#[doc(alias = "up_write")]
+pub type RwSemaphore<T> = lock_api::RwLock<RawRwSem, T>;
+
+/// A [`RwSemaphore`] is held for reading while this lives.
+pub type RwSemReadGuard<'a, T> = lock_api::RwLockReadGuard<'a, RawRwSem, T>;
+
+/// A [`RwSemaphore`] is held for writing while this lives.
+pub type RwSemWriteGuard<'a, T> = lock_api::RwLockWriteGuard<'a, RawRwSem, T>;
+
+/// A writer has the lock.
+const WRITER: usize = 1;
+/// There are entries in the queue. Changed under the queue's lock.
+const WAITERS: usize = 2;
+/// One reader has the lock, or tries to get it; their number is in the bits from here on.
+const READER: usize = 4;
+/// Somebody has the lock.
+const HELD: usize = !WAITERS;
+
+/// The lock of a [`RwSemaphore`].
+///
+/// # Invariants
+///
+/// As seen under the queue's lock, `WAITERS` is set in `count` exactly if the queue is not empty. While
+/// it is set only [`RawRwSem::grant`] gives the lock to anybody.
+pub struct RawRwSem {
+    count: AtomicUsize,
+    queue: SpinLock<WaitList>,
+}
+
+impl RawRwSem {
+    /// A free lock.
+    const fn new() -> RawRwSem {
+        RawRwSem { count: AtomicUsize::new(0), queue: SpinLock::new(WaitList::new()) }
+    }
+
+    /// Whether somebody waits for it at this moment.
+    #[doc(alias = "rwsem_is_contended")]
+    pub fn is_contended(&self) -> bool {
+        self.count.load(Ordering::Relaxed) & WAITERS != 0
+    }
+
+    /// Gives the lock to the first in the queue, if it is free for him: to a writer, or to all readers
+    /// up to the next writer. They are to be woken when the queue is unlocked.
+    fn grant(&self, queue: &mut WaitList) -> Granted {
+        let mut granted = Granted::new();
+        // Acquire, here and below: what the former holders did is visible to those who are granted.
+        let mut count = self.count.load(Ordering::Acquire);
+        match queue.first().map(Waiter::want) {
+            None => {}
+            Some(Want::Write) => {
+                // A reader that tries may come and go meanwhile. If one is in the way, it will be
+                // the one that calls this again.
+                while count & HELD == 0 {
+                    let word = if queue.has_one() { WRITER } else { WRITER | WAITERS };
+                    match self.count.compare_exchange(count, word, Ordering::Acquire, Ordering::Acquire) {
+                        Ok(_) => {
+                            // INVARIANT: If he was the only one, the flag has gone with him.
+                            queue.detach(&mut granted);
+                            break;
+                        }
+                        Err(now) => count = now,
+                    }
+                }
+            }
+            // A writer that has the lock will unlock, see the flag, and come here.
+            Some(Want::Read) if count & WRITER != 0 => {}
+            Some(Want::Read) => {
+                // By the type invariant no writer gets it between the look and the addition.
+                let mut add = 0;
+                while queue.first().is_some_and(|first| first.want() == Want::Read) {
+                    queue.detach(&mut granted);
+                    add += READER;
+                }
+                if queue.is_empty() {
+                    // INVARIANT: As the queue is.
+                    add -= WAITERS;
+                }
+                self.count.fetch_add(add, Ordering::Acquire);
+            }
+        }
+        granted
+    }
+
+    /// The lock has come free, at least for readers, with somebody in the queue.
+    #[cold]
+    fn wake(&self) {
+        let granted = self.grant(&mut self.queue.lock());
+        granted.wake();
+    }
+
+    /// Puts `waiter` into the queue, takes `bias` off the count, and gives the lock on if that has made
+    /// it free. Then sleeps until `waiter` has it.
+    fn queue_and_wait(&self, mut queue: super::SpinLockGuard<'_, WaitList>, waiter: &Waiter, bias: usize) {
+        let flag = if queue.is_empty() { WAITERS } else { 0 };
+        // SAFETY: In no list; it leaves this one before it is granted, and we wait for that.
+        unsafe { queue.push_back(waiter) };
+        // INVARIANT: The flag is set with the first entry.
+        let before = self.count.fetch_add(flag.wrapping_sub(bias), Ordering::Relaxed);
+        let granted = match before.wrapping_sub(bias) & HELD {
+            0 => self.grant(&mut queue),
+            _ => Granted::new(),
+        };
+        drop(queue);
+        granted.wake();
+        sched::flush_plug();
+        waiter.wait_granted();
+    }
+
+    #[cold]
+    fn lock_shared_slow(&self) {
+        let queue = self.queue.lock();
+        if queue.is_empty() && self.count.load(Ordering::Acquire) & WRITER == 0 {
+            // The writer has gone and nobody is in the queue: that we are counted makes us a holder.
+            return;
+        }
+        self.queue_and_wait(queue, &Waiter::new(Want::Read), READER);
+    }
+
+    #[cold]
+    fn lock_exclusive_slow(&self) {
+        let queue = self.queue.lock();
+        self.queue_and_wait(queue, &Waiter::new(Want::Write), 0);
+    }
+}
+
+// SAFETY: WRITER is set only while HELD is 0, atomically. A reader counts as a holder only if, after it
+// has added itself, WRITER was clear, which then stays so until it has gone.
+unsafe impl RawRwLock for RawRwSem {
+    const INIT: RawRwSem = RawRwSem::new();
+
+    /// A holder is a thread, as lockdep wants it.
+    type GuardMarker = GuardNoSend;
+
+    #[doc(alias = "down_read")]
+    #[inline]
+    fn lock_shared(&self) {
+        sched::might_sleep();
+        if self.count.fetch_add(READER, Ordering::Acquire) & (WRITER | WAITERS) != 0 {
+            self.lock_shared_slow();
+        }
+    }
+
+    #[doc(alias = "down_read_trylock")]
+    #[inline]
+    fn try_lock_shared(&self) -> bool {
+        let mut count = self.count.load(Ordering::Relaxed);
+        while count & (WRITER | WAITERS) == 0 {
+            match self.count.compare_exchange_weak(count, count + READER, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => count = now,
+            }
+        }
+        false
+    }
+
+    #[doc(alias = "up_read")]
+    #[inline]
+    unsafe fn unlock_shared(&self) {
+        // The last reader, with somebody in the queue.
+        if self.count.fetch_sub(READER, Ordering::Release) == READER | WAITERS {
+            self.wake();
+        }
+    }
+
+    #[doc(alias = "down_write")]
+    #[inline]
+    fn lock_exclusive(&self) {
+        sched::might_sleep();
+        if self.count.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            self.lock_exclusive_slow();
+        }
+    }
+
+    #[doc(alias = "down_write_trylock")]
+    #[inline]
+    fn try_lock_exclusive(&self) -> bool {
+        self.count.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    #[doc(alias = "up_write")]
+    #[inline]
+    unsafe fn unlock_exclusive(&self) {
+        if self.count.fetch_sub(WRITER, Ordering::Release) & WAITERS != 0 {
+            self.wake();
+        }
+    }
+
+    #[doc(alias = "rwsem_is_locked")]
+    #[inline]
+    fn is_locked(&self) -> bool {
+        self.count.load(Ordering::Relaxed) & HELD != 0
+    }
+
+    #[inline]
+    fn is_locked_exclusive(&self) -> bool {
+        self.count.load(Ordering::Relaxed) & WRITER != 0
+    }
+}
+
+// SAFETY: In one step the writer becomes a reader, so that no writer gets in between.
+unsafe impl RawRwLockDowngrade for RawRwSem {
+    #[doc(alias = "downgrade_write")]
+    #[inline]
+    unsafe fn downgrade(&self) {
+        if self.count.fetch_add(READER - WRITER, Ordering::Release) & WAITERS != 0 {
+            // Readers at the head of the queue may come in with us.
+            self.wake();
+        }
+    }
+}
+
+static_assertions::assert_impl_all!(RwSemaphore<u8>: Send, Sync);
+static_assertions::assert_not_impl_any!(RwSemaphore<core::cell::Cell<u8>>: Sync);
+static_assertions::assert_not_impl_any!(RwSemReadGuard<'static, u8>: Send);
+static_assertions::const_assert!(size_of::<RawRwSem>() <= 32);
