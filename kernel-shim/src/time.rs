@@ -94,6 +94,23 @@ pub fn coarse_tick() -> u64 {
     (sched::now_ns() >> 22) + 1
 }
 
+/// How far the coarse clock steps: 4 ms, a timer tick of a kernel built with HZ=250.
+pub const TICK_NSEC: u64 = 4_000_000;
+
+/// The number of the current tick of [`ktime_get_coarse_real`], never 0: as long as it is the same that
+/// clock has not moved. Any context.
+#[inline]
+pub fn coarse_tick() -> u64 {
+    sched::real_ns() / TICK_NSEC + 1
+}
+
+/// The moment at which the current tick began. What several calls within one tick return is equal, so
+/// that what has this time already need not be changed again. Any context.
+#[doc(alias = "ktime_get_coarse_real_ts64")]
+pub fn ktime_get_coarse_real() -> Timespec64 {
+    ktime((coarse_tick() - 1) * TICK_NSEC).to_timespec64()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +135,22 @@ mod tests {
         assert_eq!(Timespec64 { tv_sec: i64::MAX, tv_nsec: 0 }.to_ktime(), Ktime::from_ns(i64::MAX));
         assert_eq!(Ktime::from_ns(i64::MAX) + Ktime::from_ns(1), Ktime::from_ns(i64::MAX));
         assert_eq!(Ktime::from_ns(5) - Ktime::from_ns(7), Ktime::from_ns(-2));
+    }
+
+    #[test]
+    fn coarse_clock_stands_still_within_a_tick() {
+        let mut steps = 0;
+        while steps < 3 {
+            let (tick, time) = (coarse_tick(), ktime_get_coarse_real());
+            let (tick_after, time_after) = (coarse_tick(), ktime_get_coarse_real());
+            assert_ne!(tick, 0);
+            assert_eq!(u64::from(time.tv_nsec) % TICK_NSEC, 0);
+            if coarse_tick() == tick {
+                assert_eq!((tick, time), (tick_after, time_after));
+            } else {
+                steps += 1;
+            }
+        }
     }
 
     #[test]
