@@ -27,7 +27,6 @@ pub const SECTOR_SHIFT: u32 = 9;
 /// Bytes in a sector: the unit of `bi_sector` whatever the device's logical block is.
 pub const SECTOR_SIZE: u32 = 1 << SECTOR_SHIFT;
 /// How many stretches of memory one bio can name.
-#[doc(alias = "BIO_MAX_VECS")]
 pub const BIO_MAX_VECS: usize = 16;
 
 /// What a bio or request asks of the device: the low byte of [`ReqOpf`].

@@ -28,7 +28,7 @@ pub mod plug;
 #[cfg(all(feature = "host", not(feature = "bare")))]
 pub mod ramdisk;
 pub mod request;
-#[cfg(test)]
+#[cfg(all(test, feature = "host"))]
 mod tests;
 
 pub use bio::{BIO_MAX_VECS, Bio, BioPtr, BioVec, ReqOp, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE};

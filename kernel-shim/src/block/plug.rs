@@ -58,6 +58,12 @@ impl PlugSlot {
         unsafe { &mut *self.list.get() }.push_back(rq);
     }
 
+    /// The task ends: whoever is given it next starts without a plug. Only for current's slot.
+    pub(crate) fn exit(&self) {
+        self.depth.set(0);
+        self.flush();
+    }
+
     /// Queues all there is. Only for current's slot, in task context.
     fn flush(&self) {
         loop {

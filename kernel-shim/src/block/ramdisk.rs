@@ -429,7 +429,7 @@ impl BlockDevice for RamDisk {
         let mut sum = 0;
         match rq.op() {
             ReqOp::Write => sum = checksum(&copy_out(&rq)),
-            ReqOp::Read => fill(&rq, &mut core::iter::repeat(POISON)),
+            ReqOp::Read => fill(&rq, None),
             _ => {}
         }
         let covers = state.completed_writes;
@@ -514,10 +514,7 @@ impl Shared {
         let range = at..at + event.bytes as usize;
         let mut violation = None;
         match rq.op() {
-            ReqOp::Read => {
-                let mut bytes = state.image[range].iter().copied();
-                fill(&rq, &mut bytes);
-            }
+            ReqOp::Read => fill(&rq, Some(&state.image[range])),
             ReqOp::Write => {
                 let data = copy_out(&rq);
                 if checksum(&data) == sum {
@@ -591,6 +588,9 @@ impl State {
     fn write(&mut self, sector: u64, data: Vec<u8>, durable: bool) {
         put(&mut self.image, sector, &data);
         self.completed_writes += 1;
+        if durable && self.volatile.is_empty() {
+            return put(&mut self.media, sector, &data);
+        }
         self.volatile.push(Volatile { number: self.completed_writes, sector, data, durable });
     }
 
@@ -659,12 +659,22 @@ fn copy_out(rq: &Request) -> Vec<u8> {
     data
 }
 
-/// Fills the memory of a request.
-fn fill(rq: &Request, bytes: &mut dyn Iterator<Item = u8>) {
+/// Fills the memory of a request with `data`, or with poison.
+fn fill(rq: &Request, data: Option<&[u8]>) {
+    let mut rest = data;
     rq.for_each_vec(|vec| {
-        let piece: Vec<u8> = bytes.take(vec.bv_len as usize).collect();
-        // SAFETY: valid until the request ends and the device's to write, by the contract of `bio_add_page`.
-        unsafe { core::ptr::copy_nonoverlapping(piece.as_ptr(), vec.bv_page.as_ptr(), piece.len()) };
+        let (to, len) = (vec.bv_page.as_ptr(), vec.bv_len as usize);
+        // SAFETY: valid until the request ends and the device's to write, by the contract of
+        // `bio_add_page`; `split_at` sees to the other side.
+        match rest {
+            None => unsafe { core::ptr::write_bytes(to, POISON, len) },
+            Some(data) => {
+                let (now, later) = data.split_at(len);
+                // SAFETY: as above.
+                unsafe { core::ptr::copy_nonoverlapping(now.as_ptr(), to, len) };
+                rest = Some(later);
+            }
+        }
     });
 }
 

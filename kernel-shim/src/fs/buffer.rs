@@ -423,7 +423,6 @@ impl BufferCache {
     /// Writes the block back if it is dirty, and waits for that. EIO or the device's error: then it is dirty still.
     ///
     /// Not durable on a device with a volatile cache before a flush, which is the caller's. Sleeps.
-    #[doc(alias = "sync_dirty_buffer")]
     pub fn sync_dirty_buffer(&self, bh: &BufferHead) -> Result {
         self.write_buffers(core::slice::from_ref(bh), ReqOpf::SYNC)
     }

@@ -57,6 +57,7 @@ struct Adopted(&'static Task);
 
 impl Drop for Adopted {
     fn drop(&mut self) {
+        self.0.plug.exit();
         // A destructor that runs later and asks gets a new task.
         CURRENT.set(ptr::null());
         lock(&FREE_TASKS).push(self.0);
