@@ -87,13 +87,6 @@ pub fn ktime_get_real_ts64() -> Timespec64 {
     ktime_get_real().to_timespec64()
 }
 
-/// A number that changes every 4 ms or so: what has been stamped with the time in this tick is up to date. Never 0.
-/// Cheaper than a time of day. Any context.
-#[inline]
-pub fn coarse_tick() -> u64 {
-    (sched::now_ns() >> 22) + 1
-}
-
 /// How far the coarse clock steps: 4 ms, a timer tick of a kernel built with HZ=250.
 pub const TICK_NSEC: u64 = 4_000_000;
 
