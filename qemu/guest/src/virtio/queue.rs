@@ -1,0 +1,451 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A request queue of a virtio disk (virtio 1.2, 2.7 "Split Virtqueues" and 5.2 "Block Device").
+//!
+//! `virtio-drivers` 0.13 has queues too, but not for this: a queue's size is a constant of its type, a
+//! notification reads two device registers, and each request is described anew from slices and undone
+//! again. Here a request in flight has a [`Slot`] for life, whose descriptors are written once: the
+//! usual request, one piece of memory, stores address, length and sector and nothing else.
+//!
+//! The queue belongs to one CPU as a rule: its interrupt comes there and it is filled there, so
+//! interrupts off is all the exclusion it needs. If the device has fewer queues than there are
+//! CPUs, those who share a queue also take a spin lock.
+
+use alloc::alloc::{alloc_zeroed, handle_alloc_error};
+use core::{
+    alloc::Layout,
+    cell::UnsafeCell,
+    ptr::NonNull,
+    sync::atomic::{AtomicBool, Ordering::*, compiler_fence, fence},
+};
+
+use kernel_shim::{
+    block::{ReqOp, Request, RqList},
+    error::code::{EIO, EOPNOTSUPP},
+    pr_err,
+    sched::{irq_restore, irq_save},
+};
+
+use crate::arch::percpu::PerCpu;
+
+/// A descriptor: address, then length, flags and next in one word, so that one store writes them.
+#[repr(C, align(16))]
+#[derive(Clone, Copy)]
+struct Desc {
+    address: u64,
+    rest: u64,
+}
+
+const NEXT: u64 = 1 << 32;
+const DEVICE_WRITES: u64 = 2 << 32;
+const INDIRECT: u64 = 4 << 32;
+
+/// `VRING_USED_F_NO_NOTIFY`: the device looks by itself.
+const NO_NOTIFY: u16 = 1;
+
+/// Request types of virtio-blk.
+mod kind {
+    pub(super) const IN: u64 = 0;
+    pub(super) const OUT: u64 = 1;
+    pub(super) const FLUSH: u64 = 4;
+    pub(super) const DISCARD: u64 = 11;
+    pub(super) const WRITE_ZEROES: u64 = 13;
+}
+
+/// Status bytes of virtio-blk.
+mod status {
+    pub(super) const OK: u8 = 0;
+    pub(super) const UNSUPPORTED: u8 = 2;
+    /// None: the device writes another one.
+    pub(super) const NONE: u8 = 0xff;
+}
+
+/// A request in flight. The device reads the header and writes the status.
+#[repr(C, align(64))]
+struct Slot {
+    /// Header: type in the low half, then the first sector.
+    kind: u64,
+    sector: u64,
+    /// The range of a discard or write-zeroes: sector, then length in sectors and flags.
+    range: [u64; 2],
+    status: u8,
+    /// Whether the head descriptor is other than the usual request's.
+    unusual: bool,
+    /// Next free slot.
+    next_free: u16,
+    /// The request, while the slot is in use.
+    request: Option<NonNull<()>>,
+}
+
+/// End of the list of free slots.
+const NO_SLOT: u16 = u16::MAX;
+
+/// Everything that changes.
+struct Ring {
+    /// Next index to fill in the available ring.
+    available: u16,
+    /// What the device has been told of.
+    published: u16,
+    /// Next index to look at in the used ring.
+    used: u16,
+    free: u16,
+    /// An interrupt is ending requests; it will publish what they queue.
+    reaping: bool,
+    /// Requests that found no slot, oldest first.
+    pending: RqList,
+}
+
+/// See the module.
+pub(crate) struct Queue {
+    mask: u16,
+    /// Slots: a third of the descriptors. Slot s has descriptors s, slots + s and 2 slots + s.
+    nr_slots: u16,
+    /// Most pieces of memory in a request.
+    max_segments: u16,
+    index: u16,
+    desc: NonNull<Desc>,
+    /// Available ring: flags, index, then entries.
+    avail_ring: NonNull<u16>,
+    /// Used ring: flags and index, then entries of two words.
+    used_ring: NonNull<u32>,
+    slots: NonNull<Slot>,
+    /// Indirect tables, `max_segments + 2` descriptors for each slot.
+    tables: NonNull<Desc>,
+    doorbell: NonNull<u16>,
+    shared: bool,
+    locked: AtomicBool,
+    ring: UnsafeCell<Ring>,
+}
+
+// SAFETY: `ring` and what the pointers point to are touched with interrupts off on the queue's own CPU
+// or, if the queue is shared, under its lock.
+unsafe impl Send for Queue {}
+// SAFETY: as above.
+unsafe impl Sync for Queue {}
+
+/// Zeroed memory for good.
+fn leak_zeroed<T>(count: usize, align: usize) -> NonNull<T> {
+    let layout = Layout::array::<T>(count).and_then(|l| l.align_to(align)).expect("a size that fits");
+    // SAFETY: the size is not 0.
+    NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout)).cast()
+}
+
+fn address<T>(p: NonNull<T>) -> u64 {
+    p.addr().get() as u64
+}
+
+impl Queue {
+    /// A queue of `size` descriptors, a power of two. Never freed: the device has it.
+    pub(super) fn new(index: u16, size: u16, max_segments: u16, doorbell: NonNull<u16>, shared: bool) -> Self {
+        let nr_slots = size / 3;
+        let queue = Self {
+            mask: size - 1,
+            nr_slots,
+            max_segments,
+            index,
+            desc: leak_zeroed(usize::from(size), 16),
+            // Flags, index, entries, and the event index behind them.
+            avail_ring: leak_zeroed(3 + usize::from(size), 64),
+            used_ring: leak_zeroed(2 + 2 * usize::from(size), 64),
+            slots: leak_zeroed(usize::from(nr_slots), 64),
+            tables: leak_zeroed(usize::from(nr_slots) * (usize::from(max_segments) + 2), 64),
+            doorbell,
+            shared,
+            locked: AtomicBool::new(false),
+            ring: UnsafeCell::new(Ring {
+                available: 0,
+                published: 0,
+                used: 0,
+                free: 0,
+                reaping: false,
+                pending: RqList::new(),
+            }),
+        };
+        for s in 0..nr_slots {
+            // SAFETY: nobody else has the queue yet, and s is a slot.
+            unsafe {
+                queue.slot(s).write(Slot {
+                    kind: 0,
+                    sector: 0,
+                    range: [0; 2],
+                    status: status::NONE,
+                    unusual: false,
+                    next_free: if s + 1 < nr_slots { s + 1 } else { NO_SLOT },
+                    request: None,
+                });
+                queue.write_usual(s);
+                let status = Desc { address: queue.status_address(s), rest: 1 | DEVICE_WRITES };
+                queue.desc.add(usize::from(2 * nr_slots + s)).write(status);
+                queue.table(s).write(Desc { address: address(queue.slot(s)), rest: 16 | NEXT | 1 << 48 });
+            }
+        }
+        queue
+    }
+
+    /// Addresses of descriptors, available ring and used ring.
+    pub(super) fn addresses(&self) -> [u64; 3] {
+        [address(self.desc), address(self.avail_ring), address(self.used_ring)]
+    }
+
+    /// Requests it holds in flight.
+    pub(super) fn depth(&self) -> u16 {
+        self.nr_slots
+    }
+
+    #[inline(always)]
+    fn slot(&self, s: u16) -> NonNull<Slot> {
+        debug_assert!(s < self.nr_slots);
+        // SAFETY: there are that many.
+        unsafe { self.slots.add(usize::from(s)) }
+    }
+
+    fn table(&self, s: u16) -> NonNull<Desc> {
+        // SAFETY: there is one for each slot.
+        unsafe { self.tables.add(usize::from(s) * (usize::from(self.max_segments) + 2)) }
+    }
+
+    fn status_address(&self, s: u16) -> u64 {
+        address(self.slot(s)) + core::mem::offset_of!(Slot, status) as u64
+    }
+
+    /// Points a slot's head descriptor at header, data and status.
+    ///
+    /// # Safety
+    ///
+    /// The slot is the caller's and not with the device.
+    unsafe fn write_usual(&self, s: u16) {
+        let head = Desc { address: address(self.slot(s)), rest: 16 | NEXT | u64::from(self.nr_slots + s) << 48 };
+        // SAFETY: descriptor s is the slot's.
+        unsafe { self.desc.add(usize::from(s)).write(head) };
+    }
+
+    /// Runs `f` with the ring to itself. `f` calls nothing that could come back here.
+    #[inline(always)]
+    fn with<R>(&self, f: impl FnOnce(&mut Ring) -> R) -> R {
+        let flags = irq_save();
+        let result = self.with_irqs_off(f);
+        irq_restore(flags);
+        result
+    }
+
+    /// [`Queue::with`], where interrupts are off already.
+    #[inline(always)]
+    fn with_irqs_off<R>(&self, f: impl FnOnce(&mut Ring) -> R) -> R {
+        if self.shared {
+            while self.locked.swap(true, Acquire) {
+                core::hint::spin_loop();
+            }
+        }
+        // SAFETY: interrupts are off, the queue is this CPU's or locked, and `f` does not come back here.
+        let result = f(unsafe { &mut *self.ring.get() });
+        if self.shared {
+            self.locked.store(false, Release);
+        }
+        result
+    }
+
+    /// Takes a request. The device hears of it with the next [`Queue::commit`].
+    #[inline]
+    pub(super) fn queue_rq(&self, request: Request) {
+        self.with(|ring| {
+            // Pending requests came first; while there are any, no slot is free for long.
+            if ring.free == NO_SLOT || !ring.pending.is_empty() {
+                ring.pending.push_back(request);
+            } else {
+                self.fill(ring, request);
+            }
+        });
+    }
+
+    /// Tells the device what has been queued.
+    #[inline]
+    pub(super) fn commit(&self) {
+        self.with(|ring| {
+            if !ring.reaping {
+                self.publish(ring);
+            }
+        });
+    }
+
+    /// Gives a request the next free slot, which there has to be.
+    #[inline]
+    fn fill(&self, ring: &mut Ring, request: Request) {
+        let s = ring.free;
+        // SAFETY: the slot is free, so it is ours.
+        let slot = unsafe { self.slot(s).as_mut() };
+        ring.free = slot.next_free;
+        slot.status = status::NONE;
+        slot.sector = request.sector();
+        let (kind, data_flags) = match request.op() {
+            ReqOp::Read => (kind::IN, NEXT | DEVICE_WRITES),
+            ReqOp::Write => (kind::OUT, NEXT),
+            op => {
+                slot.kind = self.describe_other(op, s, slot, &request);
+                return self.make_available(ring, s, slot, request);
+            }
+        };
+        slot.kind = kind;
+        if request.nr_segments() == 1 {
+            if slot.unusual {
+                slot.unusual = false;
+                // SAFETY: the slot is ours.
+                unsafe { self.write_usual(s) };
+            }
+            let status = u64::from(2 * self.nr_slots + s) << 48;
+            let data = self.nr_slots + s;
+            request.for_each_vec(|v| {
+                let desc = Desc { address: address(v.bv_page), rest: u64::from(v.bv_len) | data_flags | status };
+                // SAFETY: the descriptor is the slot's.
+                unsafe { self.desc.add(usize::from(data)).write(desc) };
+            });
+        } else {
+            self.describe_many(s, slot, &request, data_flags);
+        }
+        self.make_available(ring, s, slot, request);
+    }
+
+    #[inline]
+    fn make_available(&self, ring: &mut Ring, s: u16, slot: &mut Slot, request: Request) {
+        slot.request = Some(request.into_raw());
+        // SAFETY: entries lie behind flags and index, and there are mask + 1 of them.
+        unsafe { self.avail_ring.add(2 + usize::from(ring.available & self.mask)).write(s) };
+        ring.available = ring.available.wrapping_add(1);
+    }
+
+    /// A request with several pieces of memory: header, pieces, status in the slot's indirect table.
+    #[cold]
+    fn describe_many(&self, s: u16, slot: &mut Slot, request: &Request, flags: u64) {
+        let mut n = 1u16;
+        let table = self.table(s);
+        request.for_each_vec(|v| {
+            assert!(n <= self.max_segments, "a request has more than {} pieces", self.max_segments);
+            let rest = u64::from(v.bv_len) | flags | u64::from(n + 1) << 48;
+            // SAFETY: n is within the slot's table.
+            unsafe { table.add(usize::from(n)).write(Desc { address: address(v.bv_page), rest }) };
+            n += 1;
+        });
+        self.finish_table(s, slot, n);
+    }
+
+    /// A request without memory; returns its type.
+    #[cold]
+    fn describe_other(&self, op: ReqOp, s: u16, slot: &mut Slot, request: &Request) -> u64 {
+        let kind = match op {
+            ReqOp::Flush => {
+                self.finish_table(s, slot, 1);
+                return kind::FLUSH;
+            }
+            ReqOp::Discard => kind::DISCARD,
+            _ => kind::WRITE_ZEROES,
+        };
+        slot.range = [request.sector(), u64::from(request.nr_bytes() >> 9)];
+        // The header's sector has no meaning here.
+        slot.sector = 0;
+        let range = address(self.slot(s)) + core::mem::offset_of!(Slot, range) as u64;
+        // SAFETY: the table has at least three descriptors.
+        unsafe { self.table(s).add(1).write(Desc { address: range, rest: 16 | NEXT | 2 << 48 }) };
+        self.finish_table(s, slot, 2);
+        kind
+    }
+
+    /// Ends the slot's table of `n` descriptors with the status, and points the head at it.
+    fn finish_table(&self, s: u16, slot: &mut Slot, n: u16) {
+        slot.unusual = true;
+        let status = Desc { address: self.status_address(s), rest: 1 | DEVICE_WRITES };
+        let head = Desc { address: address(self.table(s)), rest: 16 * (u64::from(n) + 1) | INDIRECT };
+        // SAFETY: n <= max_segments + 1; both places are the slot's.
+        unsafe {
+            self.table(s).add(usize::from(n)).write(status);
+            self.desc.add(usize::from(s)).write(head);
+        }
+    }
+
+    #[inline]
+    fn publish(&self, ring: &mut Ring) {
+        if ring.published == ring.available {
+            return;
+        }
+        ring.published = ring.available;
+        // SAFETY: the rings and the doorbell are valid for good. The device sees the index after the
+        // entries, for x86 keeps stores in order; it reads the index again after it has cleared NO_NOTIFY,
+        // and the full fence keeps us from reading the flag before our index is out.
+        unsafe {
+            compiler_fence(Release);
+            self.avail_ring.add(1).write_volatile(ring.available);
+            fence(SeqCst);
+            if self.used_ring.cast::<u16>().read_volatile() & NO_NOTIFY == 0 {
+                self.doorbell.write_volatile(self.index);
+            }
+        }
+    }
+
+    /// Takes one request that the device is done with. Interrupts are off.
+    #[inline]
+    fn take_done(&self) -> Option<(Request, u8)> {
+        self.with_irqs_off(|ring| {
+            // SAFETY: the used ring is valid for good; its index is the upper half of the first word.
+            let used = unsafe { self.used_ring.cast::<u16>().add(1).read_volatile() };
+            if used == ring.used {
+                return None;
+            }
+            compiler_fence(Acquire);
+            let entry = 1 + 2 * usize::from(ring.used & self.mask);
+            // SAFETY: entries lie behind the first word, and there are mask + 1 of them.
+            let s = unsafe { self.used_ring.add(entry).read_volatile() };
+            ring.used = ring.used.wrapping_add(1);
+            assert!(s < u32::from(self.nr_slots), "virtio-blk: the device is done with slot {s}, which is none");
+            let s = s as u16;
+            // SAFETY: the device is done with the slot.
+            let slot = unsafe { self.slot(s).as_mut() };
+            slot.next_free = ring.free;
+            ring.free = s;
+            // The device wrote it, but no Rust code did.
+            // SAFETY: a reference is valid for reading.
+            let status = unsafe { (&raw const slot.status).read_volatile() };
+            let raw = slot.request.take().expect("virtio-blk: the device is done with a slot twice");
+            // SAFETY: `fill` put it there, and it was taken out just now.
+            Some((unsafe { Request::from_raw(raw) }, status))
+        })
+    }
+
+    /// Ends everything that is done, and hands out the slots that this freed. Interrupts are off.
+    #[inline]
+    fn reap(&self) {
+        self.with_irqs_off(|ring| ring.reaping = true);
+        while let Some((request, status)) = self.take_done() {
+            if status == status::OK {
+                request.end(Ok(()));
+            } else {
+                end_with_error(request, status);
+            }
+        }
+        self.with_irqs_off(|ring| {
+            ring.reaping = false;
+            while ring.free != NO_SLOT
+                && let Some(request) = ring.pending.pop_front()
+            {
+                self.fill(ring, request);
+            }
+            self.publish(ring);
+        });
+    }
+}
+
+#[cold]
+fn end_with_error(request: Request, status: u8) {
+    pr_err!("virtio-blk: {request:?} failed with status {status}");
+    request.end(Err(if status == status::UNSUPPORTED { EOPNOTSUPP } else { EIO }));
+}
+
+/// A disk interrupts this CPU.
+#[inline]
+pub(crate) fn interrupt(cpu: &PerCpu, disk: usize) {
+    // SAFETY: null, or a queue that is never freed.
+    if let Some(queue) = unsafe { cpu.queues[disk].load(Relaxed).as_ref() } {
+        queue.reap();
+    }
+}
+
+/// Sends disk `disk`'s interrupts on CPU `cpu` to a queue.
+pub(super) fn set_handler(cpu: &PerCpu, disk: usize, queue: &'static Queue) {
+    cpu.queues[disk].store(core::ptr::from_ref(queue).cast_mut(), Release);
+}
