@@ -101,16 +101,13 @@ impl BioSet {
     pub(crate) fn get(&self, opf: ReqOpf) -> BioPtr {
         self.free.lock().waiters += 1;
         let mut got = None;
-        loop {
-            self.wait.wait_event(|| {
-                got = got.take().or_else(|| self.try_get(opf));
-                got.is_some()
-            });
-            if let Some(bio) = got {
-                self.free.lock().waiters -= 1;
-                return bio;
-            }
-        }
+        self.wait.wait_event(|| {
+            got = self.try_get(opf);
+            got.is_some()
+        });
+        self.free.lock().waiters -= 1;
+        // OK to unwrap: the wait ends when there is one.
+        got.expect("a bio")
     }
 
     /// Gives one back. Any context.

@@ -28,6 +28,9 @@ use crate::block::{Bdev, IoBatch, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE, bio_alloc, 
 use crate::error::{Result, code};
 use crate::sync::{RwSemReadGuard, RwSemWriteGuard, RwSemaphore, SpinLock};
 
+#[cfg(all(test, feature = "host"))]
+mod tests;
+
 /// How many blocks a hash bucket has when the cache is full, on average.
 const BUCKET_SIZE: usize = 4;
 /// How many blocks one round of write-back has in flight.
