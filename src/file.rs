@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use kernel_shim::block::BlkPlug;
 use kernel_shim::bug_on;
 use kernel_shim::error::{Result, code::*};
-use kernel_shim::fs::{IocbFlags, IovIter, SbFlags};
+use kernel_shim::fs::{IocbFlags, IovIter};
 use kernel_shim::mm::filemap::{
     WriteRange, __generic_file_aio_write, generic_file_read, generic_write_checks, generic_write_sync,
 };
@@ -24,7 +24,7 @@ use crate::{Inode, Kiocb, Locked, Private};
 #[doc(alias = "ext4_file_write_iter")]
 pub fn ext4_file_write(iocb: &mut Kiocb, iter: &mut IovIter<'_>) -> Result<usize> {
     iocb.ki_filp.may_write()?;
-    if iocb.ki_filp.f_inode().i_sb().s_flags().contains(SbFlags::RDONLY) {
+    if iocb.ki_filp.f_inode().i_sb().s_fs_info().is_rdonly() {
         return Err(EROFS);
     }
     // Asked once for the whole I/O: fcntl() may change the file's flags between here and the generic code, and C's

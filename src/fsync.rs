@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `fs/ext4/fsync.c`.
 
+use core::sync::atomic::Ordering;
+
 use kernel_shim::block::blkdev_issue_flush;
 use kernel_shim::error::Result;
 use kernel_shim::fs::InodeState;
@@ -13,10 +15,18 @@ use crate::Inode;
 /// Linux. Takes no `i_mutex`, so that one writer's `O_DSYNC` does not stop the others. Sleeps.
 pub fn ext4_sync_file(inode: &Inode, _start: i64, _end: i64, datasync: bool) -> Result {
     let dirty = inode.i_state();
+    let info = inode.i_private();
     // Times alone are no reason for fdatasync to write the inode.
     let write = if datasync { dirty.contains(InodeState::DIRTY_DATASYNC) } else { !dirty.is_empty() };
-    if write {
-        crate::ialloc::ext4_write_inode_sync(inode)?;
+    // Somebody may have taken the dirty bits and not be done, or have written the table block in memory only. The bits were
+    // read first: if they were taken before, the lock is seen held, or what was done under it.
+    if write || info.i_unsynced.load(Ordering::Acquire) || info.i_sync.is_locked() {
+        let _sync = info.i_sync.lock();
+        info.i_unsynced.store(false, Ordering::Relaxed);
+        if let Err(error) = crate::ialloc::ext4_write_inode_sync(inode) {
+            info.i_unsynced.store(true, Ordering::Release);
+            return Err(error);
+        }
     }
     blkdev_issue_flush(inode.i_sb().s_bdev())
 }

@@ -15,7 +15,6 @@ use crate::{Inode, Kiocb, Locked, Private};
 
 /// Whether reads, and with them overwrites, may do without `i_mutex`: the mount says so, and the file is a regular one mapped
 /// by extents.
-#[doc(alias = "ext4_should_dioread_nolock")]
 #[inline]
 pub fn ext4_should_dioread_nolock(inode: &Inode) -> bool {
     inode.i_sb().s_fs_info().dio_mode() != DioMode::Exclusive && inode.is_reg() && inode.i_private().is_extents()

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod balloc;
+pub mod block_validity;
 pub mod checksum;
 pub mod corrupt;
 pub mod dio_lock;
@@ -23,9 +24,13 @@ pub mod namei;
 mod ops;
 pub mod page_io;
 pub mod sb;
+pub mod sb_geometry;
+pub mod sb_options;
+
+use core::sync::atomic::AtomicBool;
 
 use kernel_shim::alloc::PoolBox;
-use kernel_shim::sync::RwSemaphore;
+use kernel_shim::sync::{Mutex, RwSemaphore};
 
 pub use ops::{ext4_iget, ext4_mount, ext4_open, ext4_sync_fs, ext4_umount};
 
@@ -73,6 +78,11 @@ pub struct Ext4InodeInfo {
     pub i_crtime: kernel_shim::time::Timespec64,
     /// For asynchronous writes that are not whole blocks.
     pub aio: page_io::AioInfo,
+    /// Held while the inode goes to its table block, so that nobody takes "not dirty" for "on disk". Below `i_mutex`, which its
+    /// holder never waits for.
+    pub(crate) i_sync: Mutex<()>,
+    /// The table block in the buffer cache may be newer than on disk because of this inode.
+    pub(crate) i_unsynced: AtomicBool,
 }
 
 impl Ext4InodeInfo {

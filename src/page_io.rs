@@ -43,7 +43,7 @@ pub struct DioInfo {
 impl DioInfo {
     /// [`ENOMEM`](kernel_shim::error::code::ENOMEM) if there is no memory for the pool.
     pub fn new() -> Result<Self> {
-        Ok(Self { io_end: Pool::new(GFP_KERNEL, "ext4_io_end")?, stats: DioStats::default() })
+        Ok(Self { io_end: Pool::new(IO_END_POOL, GFP_KERNEL, "ext4_io_end")?, stats: DioStats::default() })
     }
 
     /// `io_end`s that are not in use.

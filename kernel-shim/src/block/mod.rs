@@ -8,14 +8,14 @@
 //!  bi_end_io(bio) ←──────────────────── Request::end(result) ←──────────── the device, any context
 //! ```
 //!
-//! Nothing on this way allocates. Bios come from the device's fixed set ([`bioset`]), requests are
+//! Nothing on this way allocates. Bios come from the device's fixed set (`bioset.rs`), requests are
 //! chains of bios ([`request`]), and plugs and driver queues link them through themselves.
 //!
 //! Many requests are in flight at once and they complete in any order. Two that overlap and are in
 //! flight together have no order at all: whoever needs one waits for the first to end.
 
 pub mod bio;
-pub mod bioset;
+mod bioset;
 pub mod blkdev;
 #[cfg(all(feature = "host", not(feature = "bare")))]
 pub mod brd;
@@ -23,7 +23,7 @@ pub mod brd;
 pub mod fault;
 #[cfg(all(feature = "host", not(feature = "bare")))]
 pub mod file;
-pub mod flush;
+mod flush;
 pub mod plug;
 #[cfg(all(feature = "host", not(feature = "bare")))]
 pub mod ramdisk;
@@ -36,6 +36,5 @@ pub use blkdev::{
     Bdev, BlockDevice, DiskStats, IoBatch, QueueLimits, bdev_rw, bio_alloc, blkdev_issue_flush, submit_bio,
     submit_bio_wait,
 };
-pub(crate) use plug::blk_flush_plug_current;
 pub use plug::{BlkPlug, PlugSlot};
 pub use request::{Request, RqList};

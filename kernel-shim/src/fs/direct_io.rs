@@ -134,7 +134,7 @@ pub(crate) struct DioPool<F: FileSystem> {
 impl<F: FileSystem> DioPool<F> {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
-            pool: Pool::new(GFP_KERNEL, "dio")?,
+            pool: Pool::new(DIO_POOL, GFP_KERNEL, "dio")?,
             wait: WaitQueue::new(),
             done_wq: Workqueue::new("dio_done", 2)?,
         })
@@ -155,11 +155,13 @@ impl<F: FileSystem> DioPool<F> {
 
     fn free(&self, dio: PoolBox<Dio<F>>) {
         drop(dio);
-        self.wait.wake_up_one();
+        self.wait.wake_up_all();
     }
 
-    /// Sleeps until every completion that was handed to a worker is done.
+    /// Sleeps until all I/Os are complete.
     pub(crate) fn drain(&self) {
+        self.wait.wait_event(|| self.pool.available() == DIO_POOL);
+        // One that has given its place back may still be on its way out of a worker.
         self.done_wq.drain();
     }
 }
@@ -232,7 +234,7 @@ where
     })?;
     count.into_request();
 
-    let mut s = Submission { dio: dio.into_raw(), bdev, bio: None, next_sector: 0, bytes: 0 };
+    let mut s = Submission { dio: PoolBox::into_raw(dio), bdev, bio: None, next_sector: 0, bytes: 0 };
     let failed = s.submit_all(iter, &mut req).err();
     let size = if req.rw == Rw::Read { s.bytes.min((i_size - req.offset) as usize) } else { s.bytes };
     s.finish(size, is_async, failed)
@@ -335,7 +337,7 @@ impl<F: FileSystem> Submission<'_, F> {
         if let Some(bio) = self.bio.take() {
             // SAFETY: the submitter's own reference keeps the dio.
             unsafe { self.dio.as_ref() }.refcount.fetch_add(1, Ordering::Relaxed);
-            submit_bio(bio);
+            submit_bio(self.bdev, bio);
         }
     }
 
@@ -394,7 +396,10 @@ fn dio_aio_complete<F: FileSystem>(dio: PoolBox<Dio<F>>) {
     // Pages may have come into the cache after the I/O was submitted: a buffered read of the old data. They
     // are dropped where sleeping is allowed (G11).
     if dio.defer || dio.rw == Rw::Write && inode.i_mapping().nrpages() != 0 {
-        inode.i_sb().s_dio.done_wq.queue(dio);
+        if let Err(dio) = inode.i_sb().s_dio.done_wq.queue(dio) {
+            // A dio is queued once; were it pending, completing it here is all that is left.
+            let _ = dio_complete(dio, None, true);
+        }
     } else {
         // The listener was told; the result has no other reader.
         let _ = dio_complete(dio, None, true);
@@ -402,8 +407,10 @@ fn dio_aio_complete<F: FileSystem>(dio: PoolBox<Dio<F>>) {
 }
 
 impl<F: FileSystem> WorkItem for Dio<F> {
-    fn work(&mut self) -> &mut Work {
-        &mut self.work
+    type Pointer = PoolBox<Self>;
+
+    fn work(&self) -> &Work {
+        &self.work
     }
 
     fn run(this: PoolBox<Self>) {

@@ -256,7 +256,6 @@ impl<F: FileSystem> Inode<F> {
     /// Counts one direct I/O in flight until the guard goes away. Whoever is about to unmap or
     /// move blocks waits for the count ([`Inode::inode_dio_wait`]) with `i_mutex` held, so the
     /// count must be taken before `i_mutex` is given up.
-    #[doc(alias = "inode_dio_begin")]
     #[inline]
     pub fn inode_dio_begin(&self) -> DioCount<'_, F> {
         self.i_dio_count.fetch_add(1, Ordering::Acquire);
@@ -313,7 +312,6 @@ impl<F: FileSystem> Inode<F> {
     /// memory copy changes; it reaches the disk when the inode is written (`lazytime`).
     ///
     /// Callers hold `i_mutex`, or are the only writer for another reason; it does not sleep.
-    #[doc(alias = "file_update_time")]
     #[inline]
     pub fn file_update_time(&self) {
         let tick = crate::time::coarse_tick();
@@ -339,7 +337,6 @@ impl<F: FileSystem> Inode<F> {
 
     /// `relatime`, as Linux mounts by default: the access time moves when it is not newer than
     /// the modification or change time, or a day old. Nothing on read-only or `noatime` mounts.
-    #[doc(alias = "file_accessed")]
     pub fn file_accessed(&self) {
         let sb = self.i_sb.s_flags();
         if sb.intersects(SbFlags::RDONLY | SbFlags::NOATIME) || self.i_flags().contains(InodeFlags::NOATIME) {
@@ -390,7 +387,6 @@ impl<'i, F: FileSystem> Locked<'i, F> {
     }
 
     /// Moves the end of the file.
-    #[doc(alias = "i_size_write")]
     pub fn i_size_write(&self, size: i64) {
         self.inode.i_size.store(size, Ordering::Release);
     }

@@ -214,8 +214,17 @@ impl<F: FileSystem> SuperBlock<F> {
         }
     }
 
+    /// Inodes that somebody else holds, for instance as open files.
+    pub fn busy_inodes(&self) -> usize {
+        self.s_inodes.lock().iter().filter(|inode| Arc::strong_count(inode) > 1).count()
+    }
+
+    /// Sleeps until no direct I/O of this mount is under way, its completion included. New ones are the caller's to keep away.
+    pub fn drain_direct_io(&self) {
+        self.s_dio.drain();
+    }
+
     /// Forgets all inodes: the end of a mount. Returns how many were still in use by others.
-    #[doc(alias = "evict_inodes")]
     pub fn evict_inodes(&self) -> usize {
         let mut busy = 0;
         while let Some(inode) = { self.s_inodes.lock().pop() } {

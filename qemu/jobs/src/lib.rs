@@ -92,7 +92,7 @@ pub fn run(plan: &Plan, disks: &[Bdev], machine: &dyn Machine) -> Result<(), Fai
 }
 
 fn unmount(m: Mounted) -> Result<(), String> {
-    ext4_umount(m.sb).map_err(|e| format!("unmounting disk {}: {}", m.disk, errno(e)))
+    ext4_umount(&m.sb).map_err(|e| format!("unmounting disk {}: {}", m.disk, errno(e)))
 }
 
 pub(crate) fn errno(e: Error) -> String {

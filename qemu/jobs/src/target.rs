@@ -258,7 +258,7 @@ impl Opened {
                 if !unsafe { bio.bio_add_page(base, len as u32) } {
                     return Some(Err(EINVAL));
                 }
-                submit_bio(bio);
+                submit_bio(bdev, bio);
                 None
             }
         }
