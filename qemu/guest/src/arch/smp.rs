@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Starting the other CPUs: INIT, start-up IPI, real mode at [`TRAMPOLINE`], long mode, rust_ap_start.
 
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering::*};
+use core::sync::atomic::{AtomicU64, Ordering::*};
 
 use x86_64::structures::idt::InterruptDescriptorTable;
 
@@ -18,8 +18,8 @@ unsafe extern "C" {
     static ap_trampoline_end: u8;
     /// Top of the stack of the CPU being started.
     static ap_stack: AtomicU64;
-    /// The thread that it starts with.
-    static ap_arg: AtomicPtr<Thread>;
+    /// Address of the thread that it starts with.
+    static ap_arg: AtomicU64;
 }
 
 /// Where the real-mode part of boot.s is copied to; firmware is done with that memory.
@@ -45,7 +45,7 @@ pub(crate) fn start_others(firmware: &Firmware) {
         // the start-up IPI.
         unsafe {
             ap_stack.store(thread.stack().end, SeqCst);
-            ap_arg.store(core::ptr::from_ref(thread).cast_mut(), SeqCst);
+            ap_arg.store(core::ptr::from_ref(thread).expose_provenance() as u64, SeqCst);
         }
         apic::send_startup(apic_id, TRAMPOLINE);
         let asked = clock::now_ns();
