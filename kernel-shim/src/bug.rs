@@ -40,10 +40,13 @@ macro_rules! warn_on {
 #[doc(alias = "WARN_ON_ONCE")]
 #[macro_export]
 macro_rules! warn_on_once {
-    ($cond:expr $(, $($arg:tt)*)?) => {{
+    ($cond:expr $(,)?) => {
+        $crate::warn_on_once!($cond, "{}", ::core::stringify!($cond))
+    };
+    ($cond:expr, $($arg:tt)+) => {{
         let cond: bool = $cond;
         if cond {
-            $crate::do_once!($crate::warn_on!(true, "{} {}", ::core::stringify!($cond), ::core::format_args!($($($arg)*)?)));
+            $crate::do_once!($crate::warn_on!(true, $($arg)+));
         }
         cond
     }};

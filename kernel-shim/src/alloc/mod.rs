@@ -13,6 +13,8 @@ pub mod flags;
 mod kbox;
 mod kvec;
 mod pool;
+#[cfg(all(test, feature = "host"))]
+mod tests;
 
 use core::alloc::Layout;
 use core::fmt;
@@ -21,7 +23,7 @@ use core::ptr::{self, NonNull};
 use crate::error::{Error, code};
 
 pub use arc::Arc;
-pub use flags::{Flags, GFP_ATOMIC, GFP_KERNEL, GFP_NOFS, GFP_NOIO};
+pub use flags::{Flags, GFP_ATOMIC, GFP_KERNEL, GFP_NOFS, GFP_NOIO, GFP_ZERO};
 pub use kbox::KBox;
 pub use kvec::{IntoIter, KVec};
 pub use pool::{Pool, PoolBox};

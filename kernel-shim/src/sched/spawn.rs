@@ -29,6 +29,16 @@ impl Drop for ExitGuard {
     }
 }
 
+/// Submits, on every way out of the closure, what it has left plugged: that is not lost, nor left to
+/// the task's next thread.
+struct PlugExit;
+
+impl Drop for PlugExit {
+    fn drop(&mut self) {
+        super::current().plug.exit();
+    }
+}
+
 /// What a new thread gets.
 struct Start<F> {
     closure: F,
@@ -40,6 +50,7 @@ fn thread_main<F: FnOnce()>(start: *mut ()) {
     // SAFETY: `spawn` made this pointer from such a box, for us.
     let start = unsafe { KBox::from_raw(start.cast::<Start<F>>()) };
     let Start { closure, mut exit } = KBox::into_inner(start);
+    let _plug = PlugExit;
     // Whatever the closure owned is dropped before the end of the thread is made known.
     closure();
     exit.returned = true;
