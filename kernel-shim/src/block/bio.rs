@@ -4,11 +4,10 @@
 //! A [`Bio`] names a range of sectors and the memory that goes there or comes from there. It is
 //! owned by whoever holds its [`BioPtr`]: first the submitter, from [`submit_bio`] on the block
 //! layer and the driver, and at the end `bi_end_io`, which runs in any context, interrupts
-//! included, and so neither sleeps nor allocates. Bios come from their device's [`BioSet`] and go
+//! included, and so neither sleeps nor allocates. Bios come from their device's set and go
 //! back to it when their handle is dropped; no memory is allocated between submission and completion.
 //!
 //! [`submit_bio`]: super::blkdev::submit_bio
-//! [`BioSet`]: super::bioset::BioSet
 
 use core::fmt;
 use core::mem::ManuallyDrop;
@@ -100,6 +99,12 @@ impl ReqOpf {
     #[inline]
     pub const fn is_write(self) -> bool {
         self.bits() & 1 != 0
+    }
+
+    /// Whether it reads or writes and needs no flush: the common case, known by one test.
+    #[inline]
+    pub(crate) const fn is_plain(self) -> bool {
+        self.bits() & ((Self::OP_MASK & !1) | Self::PREFLUSH.bits() | Self::FUA.bits()) == 0
     }
 
     /// Whether flush.rs has to look at it: PREFLUSH, FUA, or a flush itself.

@@ -237,27 +237,41 @@ impl Gendisk {
         self.merges.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether `bio` is something the driver may be asked.
-    #[doc(alias = "submit_bio_noacct")]
+    /// Whether `bio` lies within the device, in whole blocks.
     #[inline]
-    fn check(&self, bio: &BioPtr) -> Result {
-        let bytes = u64::from(bio.bi_size);
-        let op = bio.bi_opf.op();
-        let align = u64::from(self.limits.logical_block_size - 1);
-        let sectors = bytes >> SECTOR_SHIFT;
-        // No overflow in the shift: the capacity in bytes fits (see `Bdev::new`), and the bound comes first.
+    fn check_place(&self, bio: &BioPtr) -> Result {
+        let sectors = u64::from(bio.bi_size >> SECTOR_SHIFT);
         if bio.bi_sector > self.nr_sectors || sectors > self.nr_sectors - bio.bi_sector {
             return Err(code::EIO);
         }
-        if (bytes | (bio.bi_sector << SECTOR_SHIFT)) & align != 0 {
+        // No bits are lost: the size of the disk in bytes fits (see `Bdev::with_bios`).
+        let bytes = u64::from(bio.bi_size) | (bio.bi_sector << SECTOR_SHIFT);
+        if bytes & u64::from(self.limits.logical_block_size - 1) != 0 {
             return Err(code::EINVAL);
         }
+        Ok(())
+    }
+
+    /// Whether `bio` is a plain read or write that the driver may be asked for: all but always so.
+    #[inline]
+    fn check_plain(&self, bio: &BioPtr) -> bool {
+        bio.bi_opf.is_plain()
+            && bio.bi_size.wrapping_sub(1) < self.limits.max_bytes
+            && !(self.limits.read_only && bio.bi_opf.is_write())
+            && self.check_place(bio).is_ok()
+    }
+
+    /// Whether `bio` is something that the driver may be asked for.
+    #[doc(alias = "submit_bio_noacct")]
+    fn check(&self, bio: &BioPtr) -> Result {
+        self.check_place(bio)?;
+        let bytes = bio.bi_size;
         if bio.bi_opf.is_write() && self.limits.read_only && bytes != 0 {
             return Err(code::EROFS);
         }
-        match op {
+        match bio.bi_opf.op() {
             ReqOp::Read | ReqOp::Write if bytes == 0 && !bio.bi_opf.contains(ReqOpf::PREFLUSH) => Err(code::EINVAL),
-            ReqOp::Read | ReqOp::Write if bytes > u64::from(self.limits.max_bytes) => Err(code::EINVAL),
+            ReqOp::Read | ReqOp::Write if bytes > self.limits.max_bytes => Err(code::EINVAL),
             ReqOp::Read | ReqOp::Write | ReqOp::Flush => Ok(()),
             ReqOp::Discard if self.limits.discard => Ok(()),
             ReqOp::WriteZeroes if self.limits.write_zeroes => Ok(()),
@@ -462,17 +476,26 @@ fn bio_alloc_slow(bdev: &Bdev, opf: ReqOpf, gfp: Flags) -> Result<BioPtr> {
 #[inline]
 pub fn submit_bio(bdev: &Bdev, bio: BioPtr) {
     let disk = bdev.disk();
+    if bio.bi_disk == bdev.disk && disk.check_plain(&bio) {
+        disk.queue(Request::plain(bio));
+    } else {
+        submit_bio_slow(bdev, bio);
+    }
+}
+
+#[cold]
+fn submit_bio_slow(bdev: &Bdev, bio: BioPtr) {
+    let disk = bdev.disk();
     if bio.bi_disk != bdev.disk {
         return disk.refuse(bio, code::EINVAL);
     }
-    if let Err(err) = disk.check(&bio) {
-        return disk.refuse(bio, err);
-    }
-    let opf = bio.bi_opf;
-    if opf.is_flush() {
-        flush::submit(disk, bio);
-    } else {
-        disk.queue(Request::new(bio, opf));
+    match disk.check(&bio) {
+        Err(err) => disk.refuse(bio, err),
+        Ok(()) if bio.bi_opf.is_flush() => flush::submit(disk, bio),
+        Ok(()) => {
+            let opf = bio.bi_opf;
+            disk.queue(Request::new(bio, opf));
+        }
     }
 }
 
@@ -499,8 +522,7 @@ impl<'a> IoBatch<'a> {
                 self.0.done.wait();
             }
         }
-        let batch =
-            Self { bdev, pending: AtomicU32::new(1), status: AtomicI32::new(0), done: Completion::new() };
+        let batch = Self { bdev, pending: AtomicU32::new(1), status: AtomicI32::new(0), done: Completion::new() };
         let wait = Wait(&batch);
         let plug = BlkPlug::start();
         let result = f(&batch);

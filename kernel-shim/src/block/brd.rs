@@ -27,7 +27,8 @@ impl FastRamDisk {
         let mut memory = Vec::new();
         memory.try_reserve_exact(bytes).map_err(|_| code::ENOMEM)?;
         memory.resize_with(bytes, || UnsafeCell::new(0));
-        let limits = QueueLimits { max_bytes: 1 << 24, max_segment_size: 1 << 24, write_zeroes: true, ..QueueLimits::DEFAULT };
+        let limits =
+            QueueLimits { max_bytes: 1 << 24, max_segment_size: 1 << 24, write_zeroes: true, ..QueueLimits::DEFAULT };
         Ok(Self { memory, limits })
     }
 

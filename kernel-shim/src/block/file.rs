@@ -82,6 +82,7 @@ struct Queue {
 struct Shared {
     file: OwnedFd,
     name: String,
+    direct: bool,
     limits: QueueLimits,
     nr_sectors: u64,
     queue: Mutex<Queue>,
@@ -95,7 +96,6 @@ struct Shared {
 pub struct FileDisk {
     shared: StdArc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    direct: bool,
 }
 
 impl FileDisk {
@@ -103,9 +103,7 @@ impl FileDisk {
     /// other readers. A size that is not a whole number of sectors is rounded down.
     pub fn open(path: impl AsRef<Path>, options: &FileDiskOptions) -> Result<Self, FileDiskError> {
         let path = path.as_ref();
-        let failed = |what| {
-            move |source: io::Error| FileDiskError { path: path.to_path_buf(), what, source }
-        };
+        let failed = |what| move |source: io::Error| FileDiskError { path: path.to_path_buf(), what, source };
         let (file, direct) = open_file(path, options).map_err(failed("cannot be opened"))?;
         let lock = match options.read_only {
             true => FlockOperation::NonBlockingLockShared,
@@ -129,6 +127,7 @@ impl FileDisk {
         let shared = StdArc::new(Shared {
             file,
             name: path.display().to_string(),
+            direct,
             limits,
             nr_sectors: bytes >> SECTOR_SHIFT,
             queue: Mutex::new(Queue { held: RqList::new(), ready: VecDeque::new(), stop: false }),
@@ -136,7 +135,7 @@ impl FileDisk {
             no_dsync: AtomicBool::new(false),
             complained: AtomicBool::new(false),
         });
-        let mut disk = Self { shared: shared.clone(), workers: Vec::new(), direct };
+        let mut disk = Self { shared: shared.clone(), workers: Vec::new() };
         for _ in 0..options.threads.max(1) {
             let shared = shared.clone();
             let worker = thread::Builder::new().name("filedisk".to_string()).spawn(move || shared.worker());
@@ -147,7 +146,7 @@ impl FileDisk {
 
     /// Whether the host's page cache is out of the way.
     pub fn is_direct(&self) -> bool {
-        self.direct
+        self.shared.direct
     }
 }
 
@@ -226,12 +225,43 @@ fn geometry(file: BorrowedFd<'_>) -> io::Result<(u64, u32)> {
 
 /// What direct I/O on `file` is aligned to: found by trying, as not every host tells.
 fn direct_alignment(file: BorrowedFd<'_>) -> u32 {
-    #[repr(C, align(4096))]
-    struct Page([u8; 4096]);
     let mut page = Page([0; 4096]);
     match rustix::io::pread(file, &mut page.0[..SECTOR_SIZE as usize], u64::from(SECTOR_SIZE)) {
         Err(Errno::INVAL) => 4096,
         _ => SECTOR_SIZE,
+    }
+}
+
+/// The memory of a write.
+fn sources(rq: &Request) -> impl Iterator<Item = &[u8]> {
+    // SAFETY: valid and unchanged until the request ends, by the contract of `bio_add_page`.
+    rq.vecs().map(|vec| unsafe { core::slice::from_raw_parts(vec.bv_page.as_ptr(), vec.bv_len as usize) })
+}
+
+/// The memory of a read. To be called once at a time.
+fn targets(rq: &Request) -> impl Iterator<Item = &mut [u8]> {
+    // SAFETY: valid until the request ends, and the device's alone, by the contract of `bio_add_page`.
+    rq.vecs().map(|vec| unsafe { core::slice::from_raw_parts_mut(vec.bv_page.as_ptr(), vec.bv_len as usize) })
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+/// Memory aligned for direct I/O.
+struct Bounce {
+    pages: Vec<Page>,
+    len: usize,
+}
+
+impl Bounce {
+    fn new(len: usize) -> Self {
+        Self { pages: std::vec![Page([0; 4096]); len.div_ceil(4096)], len }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: a page is its bytes, `u8` has no requirements, and there are `len` at least.
+        unsafe { core::slice::from_raw_parts_mut(self.pages.as_mut_ptr().cast(), self.len) }
     }
 }
 
@@ -280,13 +310,19 @@ impl Shared {
         })
     }
 
+    /// Memory to go through if the request's own is not aligned as direct I/O needs it.
+    fn bounce(&self, rq: &Request) -> Option<Bounce> {
+        let mask = (SECTOR_SIZE - 1) as usize;
+        let aligned = || rq.vecs().all(|vec| (vec.bv_page.as_ptr().addr() | vec.bv_len as usize) & mask == 0);
+        if !self.direct || aligned() { None } else { Some(Bounce::new(rq.nr_bytes() as usize)) }
+    }
+
     fn read(&self, rq: &Request, at: u64) -> Result<(), Errno> {
-        let mut slices: Vec<IoSliceMut<'_>> = Vec::with_capacity(rq.nr_segments().into());
-        rq.for_each_vec(|vec| {
-            // SAFETY: valid until the request ends, and the device's alone to write, by the contract of `bio_add_page`.
-            let bytes = unsafe { core::slice::from_raw_parts_mut(vec.bv_page.as_ptr(), vec.bv_len as usize) };
-            slices.push(IoSliceMut::new(bytes));
-        });
+        let mut bounce = self.bounce(rq);
+        let mut slices: Vec<IoSliceMut<'_>> = match &mut bounce {
+            Some(bounce) => std::vec![IoSliceMut::new(bounce.bytes())],
+            None => targets(rq).map(IoSliceMut::new).collect(),
+        };
         let (mut slices, mut at) = (&mut slices[..], at);
         while !slices.is_empty() {
             match rustix::io::preadv(&self.file, slices, at) {
@@ -300,16 +336,31 @@ impl Shared {
                 Err(errno) => return Err(errno),
             }
         }
+        if let Some(mut bounce) = bounce {
+            let mut from = &*bounce.bytes();
+            for to in targets(rq) {
+                let (now, later) = from.split_at(to.len());
+                to.copy_from_slice(now);
+                from = later;
+            }
+        }
         Ok(())
     }
 
     fn write(&self, rq: &Request, at: u64) -> Result<(), Errno> {
-        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(rq.nr_segments().into());
-        rq.for_each_vec(|vec| {
-            // SAFETY: valid and unchanged until the request ends, by the contract of `bio_add_page`.
-            let bytes = unsafe { core::slice::from_raw_parts(vec.bv_page.as_ptr(), vec.bv_len as usize) };
-            slices.push(IoSlice::new(bytes));
-        });
+        let mut bounce = self.bounce(rq);
+        let mut slices: Vec<IoSlice<'_>> = match &mut bounce {
+            Some(bounce) => {
+                let mut to = bounce.bytes();
+                for from in sources(rq) {
+                    let (now, later) = to.split_at_mut(from.len());
+                    now.copy_from_slice(from);
+                    to = later;
+                }
+                std::vec![IoSlice::new(bounce.bytes())]
+            }
+            None => sources(rq).map(IoSlice::new).collect(),
+        };
         let fua = rq.opf().contains(ReqOpf::FUA);
         let (mut slices, mut at) = (&mut slices[..], at);
         let mut sync_after = false;

@@ -65,25 +65,38 @@ impl PlugSlot {
     }
 
     /// Queues all there is. Only for current's slot, in task context.
+    #[inline]
     fn flush(&self) {
+        // Again for what is submitted meanwhile: a device that completes inside `queue_rq` runs
+        // `bi_end_io` here, and that may submit.
         loop {
-            let count = self.count.replace(0);
-            if count == 0 {
-                return;
+            match self.count.get() {
+                0 => return,
+                1 => {
+                    self.count.set(0);
+                    // SAFETY: as in `add`.
+                    if let Some(only) = unsafe { &mut *self.list.get() }.pop_front() {
+                        queue_one(only);
+                    }
+                }
+                _ => self.flush_many(),
             }
-            // Out of the slot first: a device that completes inside `queue_rq` runs `bi_end_io`
-            // here, and that may submit.
-            // SAFETY: as in `add`.
-            let mut list = core::mem::take(unsafe { &mut *self.list.get() });
-            match list.pop_front() {
-                Some(only) if count == 1 => queue_one(only),
-                Some(first) => queue_sorted(first, &mut list),
-                None => {}
-            }
+        }
+    }
+
+    #[cold]
+    fn flush_many(&self) {
+        self.count.set(0);
+        // Out of the slot before any is queued, for the same reason.
+        // SAFETY: as in `add`.
+        let mut list = core::mem::take(unsafe { &mut *self.list.get() });
+        if let Some(first) = list.pop_front() {
+            queue_sorted(first, &mut list);
         }
     }
 }
 
+#[inline]
 fn queue_one(rq: Request) {
     let disk = rq.disk();
     // SAFETY: a disk outlives its requests.
@@ -93,7 +106,6 @@ fn queue_one(rq: Request) {
 }
 
 /// Queues `first` and `rest` by disk and sector. Requests of one sector keep their order.
-#[cold]
 fn queue_sorted(first: Request, rest: &mut RqList) {
     let mut sorted = heapless::Vec::<Request, MAX_REQUESTS>::new();
     let mut next = Some(first);

@@ -416,13 +416,7 @@ impl BlockDevice for RamDisk {
 
     fn queue_rq(&self, rq: Request) {
         let mut state = self.shared.lock();
-        let event = Event {
-            id: state.next_id,
-            done: false,
-            opf: rq.opf(),
-            sector: rq.sector(),
-            bytes: rq.nr_bytes(),
-        };
+        let event = Event { id: state.next_id, done: false, opf: rq.opf(), sector: rq.sector(), bytes: rq.nr_bytes() };
         state.next_id += 1;
         state.stats.requests += 1;
         state.record(event);
@@ -664,13 +658,12 @@ fn fill(rq: &Request, data: Option<&[u8]>) {
     let mut rest = data;
     rq.for_each_vec(|vec| {
         let (to, len) = (vec.bv_page.as_ptr(), vec.bv_len as usize);
-        // SAFETY: valid until the request ends and the device's to write, by the contract of
-        // `bio_add_page`; `split_at` sees to the other side.
         match rest {
+            // SAFETY: valid until the request ends and the device's to write, by the contract of `bio_add_page`.
             None => unsafe { core::ptr::write_bytes(to, POISON, len) },
             Some(data) => {
                 let (now, later) = data.split_at(len);
-                // SAFETY: as above.
+                // SAFETY: as above, and `now` is as long.
                 unsafe { core::ptr::copy_nonoverlapping(now.as_ptr(), to, len) };
                 rest = Some(later);
             }

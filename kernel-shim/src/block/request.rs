@@ -44,18 +44,24 @@ impl Request {
     #[inline]
     pub(crate) fn new(mut bio: BioPtr, opf: ReqOpf) -> Self {
         let flush = matches!(opf.op(), ReqOp::Flush);
-        let bytes = if flush { 0 } else { bio.bi_size };
+        bio.rq.opf = opf;
+        bio.rq.bytes = if flush { 0 } else { bio.bi_size };
         // At most BIO_MAX_VECS.
-        let segments = if flush { 0 } else { bio.bi_io_vec.len() as u16 };
-        let bio = {
-            bio.rq.opf = opf;
-            bio.rq.bytes = bytes;
-            bio.rq.segments = segments;
-            bio.rq.tail = None;
-            bio.rq.next = None;
-            bio.into_nonnull()
-        };
-        Self(bio)
+        bio.rq.segments = if flush { 0 } else { bio.bi_io_vec.len() as u16 };
+        bio.rq.tail = None;
+        Self(bio.into_nonnull())
+    }
+
+    /// A request of one bio that reads or writes, and nothing else.
+    #[inline]
+    pub(crate) fn plain(mut bio: BioPtr) -> Self {
+        debug_assert!(bio.bi_opf.is_plain());
+        bio.rq.opf = bio.bi_opf;
+        bio.rq.bytes = bio.bi_size;
+        // At most BIO_MAX_VECS.
+        bio.rq.segments = bio.bi_io_vec.len() as u16;
+        bio.rq.tail = None;
+        Self(bio.into_nonnull())
     }
 
     #[inline]

@@ -128,6 +128,7 @@ fn file_round_trip(options: &FileDiskOptions, name: &str) {
 #[test]
 fn a_file_is_a_disk() {
     file_round_trip(&FileDiskOptions::default(), "cached");
+    file_round_trip(&FileDiskOptions { direct: true, ..FileDiskOptions::default() }, "direct");
     file_round_trip(&FileDiskOptions { threads: 1, ..FileDiskOptions::default() }, "one");
 }
 

@@ -13,7 +13,9 @@ const FUA: ReqOpf = ReqOpf::FUA;
 const PREFLUSH: ReqOpf = ReqOpf::PREFLUSH;
 
 /// A device's (write_cache, fua), and for a submission its flags, whether it has data, and what the device sees.
-fn cases() -> Vec<((bool, bool), ReqOpf, bool, Vec<ReqOpf>)> {
+type Case = ((bool, bool), ReqOpf, bool, Vec<ReqOpf>);
+
+fn cases() -> Vec<Case> {
     let plain = (false, false);
     let cached = (true, false);
     let fua = (true, true);
@@ -72,7 +74,8 @@ fn one_step_after_the_other() {
 fn a_failed_step_ends_it() {
     for (device, opf, data, want) in cases() {
         for fail in 0..want.len() {
-            let ram = RamDisk::new(1 << 20, RamDiskOptions { mode: Mode::Manual, seed: 1, limits: limits(device) }).unwrap();
+            let ram =
+                RamDisk::new(1 << 20, RamDiskOptions { mode: Mode::Manual, seed: 1, limits: limits(device) }).unwrap();
             let faulty = Arc::new(FaultDisk::new(ram.clone()), GFP_NOIO).unwrap();
             let bdev = Bdev::with_bios(faulty.clone(), 8).unwrap();
             let ended = Ended::default();

@@ -342,7 +342,9 @@ fn threads_at_random() {
                     let bh = cache.bread((rng >> 33) % 40).unwrap();
                     match (rng >> 60) % 4 {
                         0 => cache.sync_dirty_buffer(&bh).unwrap(),
-                        1 => cache.write_buffers(&[bh.clone(), cache.bread((rng >> 40) % 40).unwrap()], ReqOpf::SYNC).unwrap(),
+                        1 => cache
+                            .write_buffers(&[bh.clone(), cache.bread((rng >> 40) % 40).unwrap()], ReqOpf::SYNC)
+                            .unwrap(),
                         _ => {
                             let mut data = bh.write();
                             let count = u64::from_le_bytes(data[..8].try_into().unwrap()) + 1;
