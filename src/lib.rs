@@ -10,6 +10,7 @@ pub mod corrupt;
 pub mod dio_lock;
 pub mod dir;
 pub mod disk;
+mod dx;
 pub mod ext4;
 pub mod extents;
 pub mod extents_status;

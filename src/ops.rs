@@ -13,6 +13,7 @@ use crate::corrupt::{Corrupt, Ext4Error};
 use crate::ext4::{EXT4_ROOT_INO, Ino};
 use crate::extents_status::ExtentStatusTree;
 use crate::ialloc::{Iget, ext4_read_inode};
+use crate::namei::ext4_path_lookup;
 use crate::page_io::AioInfo;
 use crate::sb::{Ext4SbInfo, ext4_fill_super};
 use crate::{Ext4, Ext4InodeInfo, File, Inode, Kiocb, Locked, Private, SuperBlock};
@@ -174,6 +175,5 @@ pub fn ext4_umount(sb: &Arc<SuperBlock>) -> Result {
 ///
 /// `ENOENT`, `ENOTDIR`, `ELOOP`, `ENAMETOOLONG` from the way there; what [`File::open`](kernel_shim::fs::File::open) has.
 pub fn ext4_open(sb: &Arc<SuperBlock>, path: &str, flags: OpenFlags) -> Result<Arc<File>> {
-    let ino = ext4_path_lookup(sb, path.as_bytes())?;
-    File::open(ino, flags)
+    File::open(ext4_path_lookup(sb, path.as_bytes())?, flags)
 }

@@ -46,7 +46,7 @@ impl IocbFlags {
 /// Whoever wants to hear of an asynchronous I/O's end.
 pub trait AioComplete: Send + Sync + 'static {
     /// Called once, in any context including interrupts: it must neither sleep nor allocate.
-    fn ki_complete(self: &Arc<Self>, ret: Result<usize>, tag: usize);
+    fn ki_complete(this: &Arc<Self>, ret: Result<usize>, tag: usize);
 }
 
 /// C's `ki_complete` with what it is called on.
@@ -67,7 +67,7 @@ impl KiComplete {
             // SAFETY: as this function demands.
             let to = unsafe { Arc::<T>::from_raw(data.as_ptr().cast_const().cast()) };
             if let Some(ret) = ret {
-                to.ki_complete(ret, tag);
+                T::ki_complete(&to, ret, tag);
             }
         }
         // OK to unwrap: an Arc's pointer is never null.
