@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What is left to find out when the guest has ended: did everything hold?
+
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::check::{self, Blocks, MountResult, Mounted};
+use crate::cli::BootArgs;
+use crate::disks::Disks;
+use crate::image;
+use crate::plan::{EXT4_DISK, Mode, Planned, RAW_DISK};
+use crate::proc::Interrupted;
+use crate::report;
+use crate::run::{Outcome, TableHead};
+use crate::session::{log_tail, uses_ext4};
+
+/// Collects what held and what did not, and shows it as it comes.
+struct Findings {
+    held: bool,
+}
+
+impl Findings {
+    fn ok(&mut self, what: impl AsRef<str>) {
+        println!("  ok    {}", what.as_ref());
+    }
+
+    fn skipped(&mut self, what: impl AsRef<str>) {
+        println!("  --    {}", what.as_ref());
+    }
+
+    fn failed(&mut self, what: impl AsRef<str>) {
+        self.held = false;
+        println!("  FAIL  {}", what.as_ref().trim_end().replace('\n', "\n        "));
+    }
+
+    /// Takes a check's end; only an interrupted one goes further up.
+    fn take(&mut self, result: Result<String>) -> Result<()> {
+        match result {
+            Ok(what) => self.ok(what),
+            Err(e) if e.is::<Interrupted>() => return Err(e),
+            Err(e) => self.failed(format!("{e:#}")),
+        }
+        Ok(())
+    }
+}
+
+/// Checks what the guest told and what is on the disks, and shows it; tells whether everything held.
+///
+/// # Errors
+///
+/// The user stopped it.
+pub fn tell(args: &BootArgs, planned: &Planned, out: &Outcome, disks: &Disks) -> Result<bool> {
+    let mut findings = Findings { held: true };
+    println!("\nchecks");
+    for failure in &out.failures {
+        findings.failed(failure);
+    }
+    if !out.failures.is_empty() {
+        println!("\nthe end of the guest's log:");
+        log_tail(&out.log).for_each(|l| println!("  {l}"));
+        println!();
+        if !out.done {
+            findings.skipped("the disks are not looked at: the guest did not get to its end");
+            return Ok(false);
+        }
+    }
+    for line in report::lock_lines(planned, out) {
+        findings.ok(line);
+    }
+    for failure in report::mode_failures(planned, out, args.jobs.is_empty()) {
+        findings.failed(failure);
+    }
+    let stamped = planned.plan.tables;
+    if stamped {
+        let (good, bad) = out.verified;
+        if good == 0 && bad == 0 {
+            findings.failed("the guest read no block back");
+        } else if bad == 0 {
+            findings.ok(format!("the guest read {good} blocks back after its steps: all right"));
+        }
+        for (disk, file) in targets(planned) {
+            findings.take(check_target(planned, out, disks, disk, &file))?;
+        }
+    }
+    if uses_ext4(&planned.modes) {
+        findings.take(check::e2fsck(&disks.ext4).map(|()| "e2fsck -fn finds nothing".into()))?;
+        match through_linux(disks) {
+            Ok(Ok(what)) => findings.ok(what),
+            Ok(Err(why)) => findings.skipped(format!("not mounted by Linux: {why}")),
+            other => findings.take(other.map(|_| String::new()))?,
+        }
+    }
+    Ok(findings.held)
+}
+
+/// The disks and files whose blocks jobs stamp.
+fn targets(planned: &Planned) -> Vec<(u32, String)> {
+    let mut targets = Vec::new();
+    for (point, step) in planned.points.iter().zip(&planned.plan.steps) {
+        for job in step
+            .jobs
+            .iter()
+            .filter(|j| j.verify && !matches!(j.rw, ext4_dio_protocol::Rw::Read | ext4_dio_protocol::Rw::RandRead))
+        {
+            let target =
+                if point.mode == Mode::Raw { (RAW_DISK, String::new()) } else { (EXT4_DISK, job.filename.clone()) };
+            if !targets.contains(&target) {
+                targets.push(target);
+            }
+        }
+    }
+    targets
+}
+
+/// Every block of a target against the guest's table of it.
+fn check_target(planned: &Planned, out: &Outcome, disks: &Disks, disk: u32, file: &str) -> Result<String> {
+    let shown = check::shown(file);
+    // The last one counts, should there be several.
+    let head = out.tables.iter().rev().find(|t| t.disk == disk && t.file == file);
+    let head = head.with_context(|| format!("{shown}: the guest sent no table of acknowledged writes"))?;
+    let table = check::read_table(&disks.small.path().join("bulk"), head)?;
+    let (mut data, bytes, prestamped): (Box<dyn std::io::Read>, u64, bool) = if disk == RAW_DISK {
+        let path = disks.raw.as_deref().context("no raw disk")?;
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        // Behind the jobs' region the disk is empty.
+        (Box::new(std::io::Read::take(file, planned.raw_bytes)), planned.raw_bytes, true)
+    } else {
+        let copy = copy_of(disks, file);
+        let spec = disks.files.iter().find(|f| f.path == file).context("an unknown file")?;
+        let data = image::dump(&disks.ext4, file, &copy)?;
+        ensure!(data.metadata()?.len() == spec.bytes, "{shown} changed its length to {}", data.metadata()?.len());
+        (Box::new(data), spec.bytes, disks.prestamped() && spec.unit == head.unit)
+    };
+    let reach = bytes / u64::from(head.unit.max(1));
+    // Entries behind the region are of a disk's empty rest: nobody wrote there.
+    let table = in_region(&table, reach, shown)?;
+    let blocks = check::check_blocks(&mut data, head.unit, table, prestamped)?;
+    describe(&blocks, shown, head)
+}
+
+fn in_region<'a>(table: &'a [u32], reach: u64, shown: &str) -> Result<&'a [u32]> {
+    let reach = usize::try_from(reach).unwrap_or(usize::MAX).min(table.len());
+    let (inside, outside) = table.split_at(reach);
+    ensure!(outside.iter().all(|g| *g == 0), "{shown}: the guest acknowledged writes outside of the jobs' region");
+    Ok(inside)
+}
+
+fn describe(blocks: &Blocks, shown: &str, head: &TableHead) -> Result<String> {
+    if blocks.bad > 0 {
+        let first: Vec<String> =
+            blocks.first.iter().map(|(at, fault)| format!("\n  the block at {at} {fault}")).collect();
+        bail!("{shown}: {} of {} blocks are wrong{}", blocks.bad, blocks.bad + blocks.good, first.concat());
+    }
+    ensure!(blocks.overwritten > 0, "{shown}: no block was overwritten");
+    let skipped = if blocks.skipped > 0 {
+        format!("; {} others were not written and not looked into", blocks.skipped)
+    } else {
+        String::new()
+    };
+    Ok(format!(
+        "{shown}: all {} blocks of {} bytes carry their offset and a good checksum; {} were overwritten, and each is the newest \
+         acknowledged write{skipped}",
+        blocks.good, head.unit, blocks.overwritten
+    ))
+}
+
+/// Where the copy of a file goes that debugfs took out of the image.
+fn copy_of(disks: &Disks, file: &str) -> std::path::PathBuf {
+    disks.large.path().join(format!("copy{}", file.replace('/', "_")))
+}
+
+/// Mounts the image with Linux and compares what it reads with what debugfs reads; the inner error tells why that cannot be
+/// done here.
+fn through_linux(disks: &Disks) -> Result<Result<String, String>> {
+    let mounted = match Mounted::mount(&disks.ext4, disks.large.path())? {
+        MountResult::Mounted(mounted) => mounted,
+        MountResult::Unable(why) => return Ok(Err(why)),
+    };
+    let mut bytes = 0;
+    for file in &disks.files {
+        bytes += compare(&mounted.path(&file.path), &copy_of(disks, &file.path), disks, &file.path)?;
+    }
+    mounted.unmount()?;
+    Ok(Ok(format!("Linux mounts the image and reads the same {bytes} bytes")))
+}
+
+fn compare(theirs: &Path, copy: &Path, disks: &Disks, file: &str) -> Result<u64> {
+    let mut ours = if copy.exists() { File::open(copy)? } else { image::dump(&disks.ext4, file, copy)? };
+    let mut theirs = File::open(theirs).with_context(|| format!("Linux cannot open {file} of the image"))?;
+    if let Some(at) =
+        check::first_difference(&mut ours, &mut theirs).with_context(|| format!("reading {file} through Linux"))?
+    {
+        bail!("{file}: Linux reads other bytes than debugfs, first at {at}");
+    }
+    Ok(ours.metadata()?.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::tests_support::planned;
+
+    #[test]
+    fn each_stamped_target_is_checked_once() {
+        assert_eq!(targets(&planned()), [(RAW_DISK, String::new()), (EXT4_DISK, "/data".to_string())]);
+    }
+
+    #[test]
+    fn writes_outside_of_the_region_are_noticed() {
+        assert_eq!(in_region(&[1, 2, 0, 0], 2, "x").unwrap(), [1, 2]);
+        assert_eq!(in_region(&[1, 2], 9, "x").unwrap(), [1, 2]);
+        assert!(in_region(&[1, 2, 0, 1], 2, "x").is_err());
+    }
+
+    #[test]
+    fn a_run_that_overwrote_nothing_proves_nothing() {
+        let head = TableHead { disk: 0, file: "/data".into(), unit: 4096, blocks: 2, at: 0 };
+        assert!(describe(&Blocks { good: 2, ..Blocks::default() }, "/data", &head).is_err());
+        let good = describe(&Blocks { good: 2, overwritten: 1, ..Blocks::default() }, "/data", &head).unwrap();
+        assert!(good.contains("all 2 blocks") && good.contains("1 were overwritten"), "{good}");
+        let bad = Blocks { bad: 1, first: vec![(4096, check::Fault::Missing)], ..Blocks::default() };
+        let text = describe(&bad, "/data", &head).unwrap_err().to_string();
+        assert!(text.contains("the block at 4096 is missing"), "{text}");
+    }
+}
