@@ -37,6 +37,9 @@
 //! # }
 //! ```
 
+#[cfg(all(test, feature = "host"))]
+mod tests;
+
 use core::cell::Cell;
 use core::fmt;
 use core::mem;

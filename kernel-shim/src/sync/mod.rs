@@ -17,6 +17,8 @@ mod completion;
 mod mutex;
 mod rwsem;
 mod spinlock;
+#[cfg(all(test, feature = "host"))]
+mod tests;
 mod wait;
 mod waiter;
 

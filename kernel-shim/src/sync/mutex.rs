@@ -62,6 +62,19 @@ impl RawSleepMutex {
         RawSleepMutex { owner: AtomicUsize::new(0), queue: SpinLock::new(WaitList::new()) }
     }
 
+    /// How many threads wait for it.
+    #[cfg(test)]
+    pub(super) fn nr_waiting(&self) -> usize {
+        self.queue.lock().len()
+    }
+
+    /// The address of the owner's task, and whether the first in the queue is to be the next owner.
+    #[cfg(test)]
+    pub(super) fn state(&self) -> (usize, bool) {
+        let word = self.owner.load(Ordering::Acquire);
+        (word & OWNER, word & HANDOFF != 0)
+    }
+
     /// Whether somebody waits for it at this moment.
     pub fn is_contended(&self) -> bool {
         self.owner.load(Ordering::Relaxed) & WAITERS != 0
@@ -104,8 +117,10 @@ impl RawSleepMutex {
         // Before the look at the lock, so that nothing that the submission waits for takes our wake-up.
         sched::flush_plug();
         let mut lost = false;
-        while !self.try_acquire(me, first) {
-            if first && lost {
+        // Only the first tries: an unlock that finds somebody in the queue wakes him, and one that does not
+        // has freed the lock for him.
+        while !(first && self.try_acquire(me, true)) {
+            if lost {
                 // The owner may have unlocked just before this, without handing over: one more look.
                 self.owner.fetch_or(HANDOFF, Ordering::Relaxed);
                 if self.try_acquire(me, true) {

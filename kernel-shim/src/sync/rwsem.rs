@@ -60,6 +60,12 @@ impl RawRwSem {
         RawRwSem { count: AtomicUsize::new(0), queue: SpinLock::new(WaitList::new()) }
     }
 
+    /// How many threads wait for it.
+    #[cfg(test)]
+    pub(super) fn nr_waiting(&self) -> usize {
+        self.queue.lock().len()
+    }
+
     /// Whether somebody waits for it at this moment.
     #[doc(alias = "rwsem_is_contended")]
     pub fn is_contended(&self) -> bool {

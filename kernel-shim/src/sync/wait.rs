@@ -93,6 +93,14 @@ impl WaitQueue {
         self.nr_waiters.load(Ordering::Relaxed) != 0
     }
 
+    /// How many threads stand in the queue.
+    #[cfg(test)]
+    pub(super) fn nr_waiting(&self) -> usize {
+        let list = self.list.lock();
+        assert_eq!(list.len(), self.nr_waiters.load(Ordering::Relaxed) as usize);
+        list.len()
+    }
+
     #[cold]
     fn wake(&self, max: u32) {
         let mut list = self.list.lock();

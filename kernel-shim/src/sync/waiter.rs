@@ -111,6 +111,19 @@ impl WaitList {
         !self.head.is_null() && ptr::eq(self.head, self.tail)
     }
 
+    /// How many entries there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        let mut count = 0;
+        let mut at = self.head;
+        // SAFETY: By the type invariant the entries live.
+        while let Some(waiter) = unsafe { at.as_ref() } {
+            count += 1;
+            at = waiter.next.get();
+        }
+        count
+    }
+
     /// The entry that came first.
     pub(super) fn first(&self) -> Option<&Waiter> {
         // SAFETY: By the type invariant it is live, and stays so while the list is borrowed.
