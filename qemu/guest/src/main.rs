@@ -97,6 +97,35 @@ fn run_plan(module: &[u8]) -> ExitCode {
     for (disk, d) in (0..).zip(virtio::disks()) {
         console::emit(&Event::Disk { disk, sectors: d.bdev.nr_sectors(), queues: d.queues, depth: d.depth });
     }
-    let _ = plan;
-    ExitCode::Success
+    let disks: alloc::vec::Vec<_> = virtio::disks().iter().map(|d| d.bdev.clone()).collect();
+    match ext4_dio_jobs::run(&plan, &disks, &Runner { counts: plan.count_instructions }) {
+        Ok(()) => {
+            console::emit(&Event::Done);
+            ExitCode::Success
+        }
+        Err(failure) => {
+            console::emit(&Event::Failed { step: failure.step, message: failure.message });
+            ExitCode::Failed
+        }
+    }
+}
+
+/// The runner, as the jobs see it.
+struct Runner {
+    /// The time-stamp counter counts instructions.
+    counts: bool,
+}
+
+impl ext4_dio_jobs::Machine for Runner {
+    fn emit(&self, event: &Event) {
+        console::emit(event);
+    }
+
+    fn bulk(&self, bytes: &[u8]) {
+        console::debugcon_write(bytes);
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        self.counts.then(percpu::busy_ticks)
+    }
 }

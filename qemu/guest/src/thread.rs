@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Bytes of a thread's stack. The page below it faults.
-pub(crate) const STACK_SIZE: u64 = 32 << 10;
+pub(crate) const STACK_SIZE: u64 = 64 << 10;
 const GUARD: u64 = 4096;
 /// Stacks are cut from pieces of memory that one large page maps, which is split once.
 const CHUNK: usize = 2 << 20;

@@ -190,36 +190,40 @@ pub(crate) fn cpus() -> &'static [PerCpu] {
 /// are work: 5 before (`shl or mov sti hlt`) and 8 after, including the readings' own halves.
 const UNSEEN_PER_WAKE: u64 = 13;
 
-/// A reading of all CPUs' idle time.
+/// A reading of what all CPUs have done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Idle {
-    /// Time-stamp counter.
-    pub(crate) tsc: u64,
-    /// Ticks spent in `hlt`, all CPUs.
+pub(crate) struct Work {
+    /// Ticks of the time-stamp counter that CPUs were not asleep, summed up, from some moment on.
+    ///
+    /// With QEMU's `-icount shift=0` and one CPU a tick is an instruction.
     pub(crate) ticks: u64,
-    /// Times a `hlt` ended, all CPUs.
+    /// Times a `hlt` ended.
     pub(crate) wakes: u64,
 }
 
-impl Idle {
-    /// Reads them now. Another CPU that sleeps right now is counted up to now.
+impl Work {
+    /// Reads it now. Any context; exact for the CPU this runs on.
     pub(crate) fn now() -> Self {
-        let (mut ticks, mut wakes) = (0, 0);
+        let (mut asleep, mut wakes) = (0u64, 0u64);
         let tsc = crate::arch::clock::rdtsc();
         for c in cpus() {
-            ticks += c.idle_ticks.load(Relaxed);
+            asleep = asleep.wrapping_add(c.idle_ticks.load(Relaxed));
             wakes += c.wakes.load(Relaxed);
             if c.idle.load(Relaxed) != 0 {
-                ticks += tsc.saturating_sub(c.idle_since.load(Relaxed));
+                asleep = asleep.wrapping_add(tsc.saturating_sub(c.idle_since.load(Relaxed)));
             }
         }
-        Self { tsc, ticks, wakes }
+        let awake = tsc.wrapping_mul(cpus().len() as u64).wrapping_sub(asleep);
+        Self { ticks: awake.wrapping_add(wakes * UNSEEN_PER_WAKE), wakes }
     }
 
-    /// Instructions executed since `earlier`, interrupts and scheduler included. Only with QEMU's
-    /// `-icount shift=0` and one CPU, where the counter counts instructions.
-    pub(crate) fn instructions_since(&self, earlier: &Self) -> u64 {
-        let asleep = (self.ticks - earlier.ticks).saturating_sub((self.wakes - earlier.wakes) * UNSEEN_PER_WAKE);
-        (self.tsc - earlier.tsc).saturating_sub(asleep)
+    /// What was done since `earlier`.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        Self { ticks: self.ticks.wrapping_sub(earlier.ticks), wakes: self.wakes - earlier.wakes }
     }
+}
+
+/// [`Work::now`]'s ticks.
+pub(crate) fn busy_ticks() -> u64 {
+    Work::now().ticks
 }

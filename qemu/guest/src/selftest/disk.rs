@@ -18,7 +18,7 @@ use kernel_shim::{
 
 use super::Outcome;
 use crate::{
-    arch::percpu::{Idle, nr_cpus},
+    arch::percpu::{Work, nr_cpus},
     virtio::FoundDisk,
 };
 
@@ -185,8 +185,7 @@ fn write_and_read_back(bdev: &Bdev, blocks: u64, cpu: u64, cpus: u64) -> Outcome
 }
 
 /// Random writes at one depth from one CPU.
-fn measure(bdev: &Bdev, blocks: u64, depth: usize) -> Outcome {
-    const IOS: u64 = 20_000;
+fn measure(bdev: &Bdev, blocks: u64, depth: usize, ios: u64) -> Outcome {
     let mut engine = Engine::new(depth);
     let mut x = 0x2545_f491_4f6c_dd1d_u64;
     let random = core::iter::repeat_with(|| {
@@ -195,16 +194,25 @@ fn measure(bdev: &Bdev, blocks: u64, depth: usize) -> Outcome {
         x ^= x << 17;
         x & (blocks - 1)
     });
-    let (before, start) = (Idle::now(), now_ns());
-    engine.run(bdev, ReqOpf::REQ_OP_WRITE, random.take(IOS as usize), |_, _| (), |_, _| Ok(()))?;
-    let (after, ns) = (Idle::now(), now_ns() - start);
+    let (before, start) = (Work::now(), now_ns());
+    engine.run(bdev, ReqOpf::REQ_OP_WRITE, random.take(ios as usize), |_, _| (), |_, _| Ok(()))?;
+    let (after, ns) = (Work::now(), now_ns() - start);
     pr_info!(
         "depth {depth:3}: {:7} IOPS, {} busy ticks per I/O, {} wakes per 100 I/Os",
-        IOS * 1_000_000_000 / ns.max(1),
-        after.instructions_since(&before) / IOS,
-        (after.wakes - before.wakes) * 100 / IOS,
+        ios * 1_000_000_000 / ns.max(1),
+        after.since(&before).ticks / ios,
+        after.since(&before).wakes * 100 / ios,
     );
     Ok(())
+}
+
+/// What [`measure`] does, once.
+pub(super) fn bench(bdev: &Bdev, depth: usize, ios: u64) -> Outcome {
+    let blocks = bdev.nr_sectors() / SECTORS_PER_BLOCK;
+    if blocks == 0 || depth == 0 || ios == 0 {
+        return Err(String::from("nothing to measure"));
+    }
+    measure(bdev, 1 << blocks.ilog2(), depth, ios)
 }
 
 /// Overwrites the start of disk `number` and reads it back.
@@ -228,7 +236,7 @@ pub(super) fn run(number: usize, disk: &'static FoundDisk) -> Outcome {
     threads.into_iter().for_each(|t| t.join());
     pr_info!("disk {number}: {blocks} blocks written and read back, {DEPTH} in flight on each of {cpus} CPUs");
     for depth in [1, 4, 16, 32, 128, 512] {
-        measure(bdev, blocks, depth)?;
+        measure(bdev, blocks, depth, 20_000)?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! | word | does | QEMU's status |
 //! |---|---|---|
 //! | `selftest` | threads, then every disk: write, read back, measure. Overwrites the disks! | 33, or 35 |
+//! | `selftest=bench:DEPTH:IOS` | only measures, on the first disk | 33 |
 //! | `selftest=panic` | panics on all CPUs at once | 37 |
 //! | `selftest=fault` | reads through a null pointer | 39 |
 //! | `selftest=overflow` | overflows a thread's stack | 39 |
@@ -31,6 +32,14 @@ pub(crate) fn run(which: &str) -> ExitCode {
         "selftest=fault" => null_pointer(),
         "selftest=overflow" => overflow_a_stack(),
         "selftest=hang" => hang(),
+        _ if which.starts_with("selftest=bench:") => {
+            let mut numbers = which.split(':').skip(1).map_while(|n| n.parse::<u64>().ok());
+            let (Some(depth), Some(ios), Some(d)) = (numbers.next(), numbers.next(), virtio::disks().first()) else {
+                pr_err!("bench wants depth, number of I/Os and a disk");
+                return ExitCode::Failed;
+            };
+            return finish(disk::bench(&d.bdev, depth as usize, ios));
+        }
         _ => {
             pr_err!("there is no {which}");
             return ExitCode::Failed;
@@ -40,6 +49,10 @@ pub(crate) fn run(which: &str) -> ExitCode {
     for (i, d) in virtio::disks().iter().enumerate() {
         outcome = outcome.and_then(|()| disk::run(i, d));
     }
+    finish(outcome)
+}
+
+fn finish(outcome: Outcome) -> ExitCode {
     match outcome {
         Ok(()) => {
             pr_info!("selftest passed");

@@ -12,7 +12,7 @@ use kernel_shim::{
 };
 
 use super::Outcome;
-use crate::arch::percpu::{Idle, nr_cpus};
+use crate::arch::percpu::{Work, nr_cpus};
 
 /// Threads of most tests.
 const THREADS: u32 = 64;
@@ -31,10 +31,10 @@ fn join(threads: Vec<JoinHandle>) {
 }
 
 fn timed(what: &str, ops: u64, f: impl FnOnce() -> Outcome) -> Outcome {
-    let (before, ns) = (Idle::now(), now_ns());
+    let (before, ns) = (Work::now(), now_ns());
     f()?;
-    let (after, ns) = (Idle::now(), now_ns() - ns);
-    pr_info!("{what}: {} us, {} busy ticks per operation", ns / 1000, after.instructions_since(&before) / ops);
+    let (after, ns) = (Work::now(), now_ns() - ns);
+    pr_info!("{what}: {} us, {} busy ticks per operation", ns / 1000, after.since(&before).ticks / ops);
     Ok(())
 }
 
