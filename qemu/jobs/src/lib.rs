@@ -244,7 +244,7 @@ fn run_workers(
         }
     }
     let elapsed = sched::now_ns() - start;
-    let instructions = instructions.and_then(|before| machine.instructions().map(|now| now - before));
+    let instructions = instructions.and_then(|before| machine.instructions().map(|now| now.wrapping_sub(before)));
     for thread in threads {
         thread.join();
     }
