@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `BUG_ON` and `WARN_ON`: for what only a mistake in the code can bring about.
 //!
-//! Nothing that comes from a disk image or a caller may reach a [`bug_on!`]: that is an error
+//! Nothing that comes from a disk image or a caller may reach a [`bug_on!`](crate::bug_on): that is an error
 //! return. A bug is a panic on every back end.
 
 /// Panics if the condition holds, with the text that follows it, if any.

@@ -15,7 +15,7 @@ use super::{AllocError, Flags, kfree, kmalloc};
 ///
 /// # Invariants
 ///
-/// The pointer is to the `data` of an [`ArcInner`] from the allocator whose count includes this one.
+/// The pointer is to the `data` of an `ArcInner` from the allocator whose count includes this one.
 #[doc(alias = "refcount_t")]
 pub struct Arc<T: ?Sized>(NonNull<T>, PhantomData<T>);
 

@@ -48,7 +48,7 @@ const HELD: usize = !WAITERS;
 /// # Invariants
 ///
 /// As seen under the queue's lock, `WAITERS` is set in `count` exactly if the queue is not empty. While
-/// it is set only [`RawRwSem::grant`] gives the lock to anybody.
+/// it is set only `grant` gives the lock to anybody.
 pub struct RawRwSem {
     count: AtomicUsize,
     queue: SpinLock<WaitList>,
