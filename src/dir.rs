@@ -73,6 +73,7 @@ impl Node for Inode {
 }
 
 /// An inode fresh from the disk, with the mount it is from.
+#[derive(Clone)]
 pub struct DiskNode<'a> {
     /// The mount.
     pub sb: &'a Ext4SbInfo,
@@ -159,7 +160,7 @@ impl<'a> DirEntries<'a> {
         let next = self.offset + rec_len;
         let corrupt = if rec_len < ext4_dir_rec_len(1) {
             Corrupt::DirEntryRecLen(ino)
-        } else if rec_len % 4 != 0 {
+        } else if !rec_len.is_multiple_of(4) {
             Corrupt::DirEntryAlign(ino)
         } else if rec_len < ext4_dir_rec_len(name_len) {
             Corrupt::DirEntryNameLen(ino)
@@ -216,7 +217,7 @@ pub fn dir_blocks(dir: &impl Node) -> Ext4Result<u32> {
     if !dir.is_dir() {
         return Err(ENOTDIR.into());
     }
-    if dir.i_size() % u64::from(ctx.sb.s_blocksize) != 0 {
+    if !dir.i_size().is_multiple_of(u64::from(ctx.sb.s_blocksize)) {
         return Err(Corrupt::DirSize(ctx.i_ino).into());
     }
     let blocks = u32::try_from(dir.i_size() >> ctx.sb.s_blocksize_bits);

@@ -431,7 +431,7 @@ le_view! {
     }
 }
 
-impl<'a> Extent<&'a [u8; 12]> {
+impl Extent<&[u8; 12]> {
     /// First physical block.
     pub fn ext4_ext_pblock(&self) -> Fsblk {
         Fsblk(u64::from(self.ee_start_hi()) << 32 | u64::from(self.ee_start_lo()))
@@ -461,7 +461,7 @@ le_view! {
     }
 }
 
-impl<'a> ExtentIdx<&'a [u8; 12]> {
+impl ExtentIdx<&[u8; 12]> {
     /// The node's block.
     pub fn ext4_idx_pblock(&self) -> Fsblk {
         Fsblk(u64::from(self.ei_leaf_hi()) << 32 | u64::from(self.ei_leaf_lo()))

@@ -1,2 +1,4 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The integration tests, in one binary.
+
+mod ondisk;

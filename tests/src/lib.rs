@@ -1,2 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Fixtures of the hosted tests.
+
+pub mod images;
+pub mod reader;
