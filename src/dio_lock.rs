@@ -31,6 +31,7 @@
 //! ```
 
 use kernel_shim::sync::RwSemReadGuard;
+use kernel_shim::testing::{Fix, reverted, trace};
 
 use crate::ext4::DioMode;
 use crate::extents::ExtentTree;
@@ -70,10 +71,27 @@ impl<'i> DioLock<'i> {
             DioMode::IDataSem => None,
             DioMode::InFlight => Some(Window::Count),
         };
+        if reverted(Fix::G1) {
+            return Self::release_uncounted(i_mutex, mode);
+        }
         let count = inode.inode_dio_begin();
         let window = window.unwrap_or_else(|| Window::IDataSem(inode.i_private().i_data_sem.read()));
         i_mutex.unlock();
+        trace("i_mutex released");
         Self::InFlight(count, window)
+    }
+
+    /// The order of 2012, for the test that shows it wrong.
+    #[cold]
+    fn release_uncounted(i_mutex: Locked<'i>, mode: DioMode) -> Self {
+        let inode = i_mutex.inode();
+        let window = match mode {
+            DioMode::IDataSem => Window::IDataSem(inode.i_private().i_data_sem.read()),
+            _ => Window::Count,
+        };
+        i_mutex.unlock();
+        trace("i_mutex released");
+        Self::InFlight(inode.inode_dio_begin(), window)
     }
 
     /// Gives back what was taken in `i_mutex`'s place, and takes `i_mutex` again.

@@ -6,10 +6,11 @@ use core::sync::atomic::Ordering;
 use kernel_shim::block::BlkPlug;
 use kernel_shim::bug_on;
 use kernel_shim::error::{Result, code::*};
-use kernel_shim::fs::{IocbFlags, IovIter};
+use kernel_shim::fs::{IocbFlags, IovIter, OpenFlags};
 use kernel_shim::mm::filemap::{
-    WriteRange, __generic_file_aio_write, generic_file_read, generic_write_checks, generic_write_sync,
+    __generic_file_aio_write, WriteRange, generic_file_read, generic_write_checks, generic_write_sync,
 };
+use kernel_shim::testing::{Fix, reverted, trace};
 
 use crate::ext4::{DioMode, GetBlocks, Lblk, MapBlocks, MapFlags};
 use crate::inode::{ext4_map_blocks, ext4_should_dioread_nolock};
@@ -69,11 +70,12 @@ pub fn ext4_file_dio_write(iocb: &mut Kiocb, iter: &mut IovIter<'_>, pos: i64) -
 
     bug_on!(iocb.ki_pos != pos);
 
+    trace("ext4_file_dio_write");
     let i_mutex = inode.lock();
     let plug = BlkPlug::start();
 
     // Always set, whatever path the write takes from here: who reads it must find it (G7, G37).
-    iocb.private = Some(Private::Overwrite(false));
+    ext4_set_verdict(iocb, false);
     let (i_mutex, range, ret) = ext4_dio_write_checked(iocb, i_mutex, iter, unaligned_aio);
     // A path that never asked for the verdict leaves it behind.
     iocb.private = None;
@@ -83,12 +85,23 @@ pub fn ext4_file_dio_write(iocb: &mut Kiocb, iter: &mut IovIter<'_>, pos: i64) -
         // PORT: C also syncs here if the write was queued, long before its data is on disk (G13); that is done when it
         // completes.
         (Ok(n @ 1..), Some(range)) => generic_write_sync(iocb, range.pos, n).map(|()| n),
+        (Err(EIOCBQUEUED), Some(range)) if reverted(Fix::G13) => {
+            generic_write_sync(iocb, range.pos, 1).and(Err(EIOCBQUEUED))
+        }
         (ret, _) => ret,
     };
     plug.finish();
 
     drop(aio_mutex);
     ret
+}
+
+fn ext4_set_verdict(iocb: &mut Kiocb, overwrite: bool) {
+    // The file may have lost O_DIRECT since this write was found to be direct; the verdict stands all the same (G7).
+    if reverted(Fix::G7) && !iocb.ki_filp.f_flags().contains(OpenFlags::O_DIRECT) {
+        return;
+    }
+    iocb.private = Some(Private::Overwrite(overwrite));
 }
 
 /// The part under `i_mutex`: checks, verdict, write. Entered with `i_mutex`, returns with it.
@@ -99,16 +112,18 @@ fn ext4_dio_write_checked<'i>(
     unaligned_aio: bool,
 ) -> (Locked<'i>, Option<WriteRange>, Result<usize>) {
     // PORT: C takes the verdict first and then lets O_APPEND and the limits move and cut the write (G37).
+    let early = WriteRange { pos: iocb.ki_pos, count: iter.count() };
     let range = match generic_write_checks(iocb, &i_mutex, iter) {
         Ok(Some(range)) => range,
         Ok(None) => return (i_mutex, None, Ok(0)),
         Err(e) => return (i_mutex, None, Err(e)),
     };
-    let overwrite = match ext4_dio_verdict(&i_mutex, iter, range, unaligned_aio) {
+    let asked = if reverted(Fix::G37) { early } else { range };
+    let overwrite = match ext4_dio_verdict(&i_mutex, iter, asked, unaligned_aio) {
         Ok(overwrite) => overwrite,
         Err(e) => return (i_mutex, None, Err(e)),
     };
-    iocb.private = Some(Private::Overwrite(overwrite));
+    ext4_set_verdict(iocb, overwrite);
     let (i_mutex, ret) = __generic_file_aio_write(iocb, i_mutex, range, iter);
     (i_mutex, Some(range), ret)
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `fs/ext4/inode.c`: from a file's blocks to the device's, and `direct_IO` with the swap of locks (hunks 2 to 4 of the patch).
 
-use kernel_shim::bug_on;
 use kernel_shim::block::{ReqOpf, bdev_rw};
+use kernel_shim::bug_on;
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::{__blockdev_direct_IO, DioFlags, DioRequest, IovIter, MapResult, Rw};
+use kernel_shim::testing::{Fix, reverted};
 
 use crate::dio_lock::{DioLock, Window};
 use crate::ext4::{DioMode, GetBlocks, Lblk, MapBlocks, MapFlags};
@@ -130,7 +131,9 @@ pub fn ext4_ext_direct_IO<'i>(
 
     // The caller's memory is brought in before anything but i_mutex is held: a page fault may need i_data_sem, and whoever
     // holds it for writing may be waiting for the page's address space (G6). In the window below it is only pinned.
-    iter.fault_in();
+    if !reverted(Fix::G6) {
+        iter.fault_in();
+    }
 
     // An overwrite needs i_mutex no longer: swap it.
     let lock = if overwrite {
@@ -138,6 +141,10 @@ pub fn ext4_ext_direct_IO<'i>(
     } else {
         DioLock::IMutex(i_mutex)
     };
+
+    if reverted(Fix::G6) {
+        iter.fault_in();
+    }
 
     let ret = 'retake_lock: {
         if !iocb.is_sync() {

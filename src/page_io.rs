@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use kernel_shim::alloc::{GFP_KERNEL, Pool, PoolBox};
 use kernel_shim::error::Result;
 use kernel_shim::sync::{Mutex, WaitQueue};
+use kernel_shim::testing::trace;
 
 use crate::{Inode, Private};
 
@@ -105,6 +106,7 @@ pub fn ext4_init_io_end(inode: &Inode) -> Option<PoolBox<IoEnd>> {
 ///
 /// An overwrite has nothing to convert, so all there is to do is to give the `io_end` back.
 pub fn ext4_end_io_dio(_inode: &Inode, _offset: i64, ret: Result<usize>, private: Option<Private>) -> Result {
+    trace(if ret.is_err() { "ext4_end_io_dio: error" } else { "ext4_end_io_dio" });
     if let Some(Private::IoEnd(io_end)) = private {
         // An unwritten block is never the target of a write that gets here; a failed one would convert nothing (G30).
         kernel_shim::warn_on!(io_end.flag.contains(IoEndFlags::UNWRITTEN) && ret.is_ok());

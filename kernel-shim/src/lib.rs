@@ -31,5 +31,6 @@ pub mod fs;
 pub mod mm;
 pub mod sched;
 pub mod sync;
+pub mod testing;
 pub mod time;
 pub mod workqueue;

@@ -24,6 +24,7 @@ use crate::error::{Error, Result, code::*};
 use crate::mm::filemap;
 use crate::sched::{self, Task};
 use crate::sync::WaitQueue;
+use crate::testing::{Fix, reverted};
 use crate::workqueue::{Work, WorkItem, Workqueue};
 
 /// Blocks one `get_block` call is asked for at most.
@@ -201,8 +202,7 @@ where
         return dio_read_modify_write(iocb, iter, &mut req, lbs);
     }
     // A reader that must not see blocks move keeps i_mutex while it looks them up.
-    let _i_mutex =
-        (req.rw == Rw::Read && req.flags.contains(DioFlags::LOCKING)).then(|| req.inode.lock());
+    let _i_mutex = (req.rw == Rw::Read && req.flags.contains(DioFlags::LOCKING)).then(|| req.inode.lock());
     let count = req.inode.inode_dio_begin();
     let i_size = req.inode.i_size();
     if req.rw == Rw::Read {
@@ -284,7 +284,12 @@ impl<F: FileSystem> Submission<'_, F> {
                 return Err(EIO);
             }
             while left > 0 {
-                let Some((page, n)) = iter.pin(left.min(piece_max))? else { return Err(EFAULT) };
+                let pinned = match iter.pin(left.min(piece_max)) {
+                    // What the old code did: blocks that were asked for were written from the zero page.
+                    Err(_) if reverted(Fix::G9) => Some((NonNull::from(&ZERO_PAGE.0).cast(), lbs)),
+                    pinned => pinned?,
+                };
+                let Some((page, n)) = pinned else { return Err(EFAULT) };
                 // A page that is missing behind the pinned ones can leave part of a block.
                 let n = n & !(lbs - 1);
                 if n == 0 {
@@ -431,7 +436,8 @@ fn dio_complete<F: FileSystem>(mut dio: PoolBox<Dio<F>>, failed: Option<Error>, 
     let (offset, size) = (dio.offset, dio.size as i64);
     if let Some(end_io) = dio.end_io {
         // Called for a failed I/O, too, which must not convert anything (G30).
-        if let Err(e) = end_io(inode, offset, ret, dio.private.take()) {
+        let told = if reverted(Fix::G30) { Ok(dio.size) } else { ret };
+        if let Err(e) = end_io(inode, offset, told, dio.private.take()) {
             ret = ret.and(Err(e));
         }
     }
@@ -440,7 +446,7 @@ fn dio_complete<F: FileSystem>(mut dio: PoolBox<Dio<F>>, failed: Option<Error>, 
     }
     // A synchronous writer, and one whose submission ended with a result, syncs by itself. Not at submission of an
     // asynchronous one: that would promise durability of data that is still under way (G13).
-    if aio && dio.dsync && matches!(ret, Ok(1..)) {
+    if aio && dio.dsync && matches!(ret, Ok(1..)) && !reverted(Fix::G13) {
         if let Err(e) = F::fsync(inode, offset, offset + size - 1, dio.datasync) {
             ret = Err(e);
         }
@@ -455,6 +461,9 @@ fn dio_complete<F: FileSystem>(mut dio: PoolBox<Dio<F>>, failed: Option<Error>, 
     }
     ret
 }
+
+/// For the test that shows what came of writing it.
+static ZERO_PAGE: Bounce = Bounce([0; 4096]);
 
 /// Memory a device may transfer, whatever alignment it asks for up to a page.
 #[repr(C, align(4096))]

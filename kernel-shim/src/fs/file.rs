@@ -78,9 +78,9 @@ impl<F: FileSystem> File<F> {
             return Err(EPERM);
         }
         // OK to unwrap: the closure always returns Some.
-        let _ = self.f_flags.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |old| {
-            Some(old & !may.bits() | (flags & may).bits())
-        });
+        let _ = self
+            .f_flags
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |old| Some(old & !may.bits() | (flags & may).bits()));
         Ok(())
     }
 

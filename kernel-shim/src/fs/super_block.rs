@@ -92,13 +92,7 @@ const INODES_MAX: usize = 1024;
 
 impl<F: FileSystem> SuperBlock<F> {
     /// A super block without inodes. [`ENOMEM`](crate::error::code::ENOMEM) if its pools cannot be had.
-    pub fn new(
-        bdev: Bdev,
-        blocksize_bits: u8,
-        time_gran: u32,
-        flags: SbFlags,
-        info: F::SbInfo,
-    ) -> Result<Arc<Self>> {
+    pub fn new(bdev: Bdev, blocksize_bits: u8, time_gran: u32, flags: SbFlags, info: F::SbInfo) -> Result<Arc<Self>> {
         let sb = Self {
             s_blocksize_bits: blocksize_bits,
             s_time_gran: time_gran,

@@ -216,9 +216,9 @@ impl Worker {
         let name = format!("{}.{n}", job.name);
         let bs = job.bs as usize;
         let start = u64::from(n).checked_mul(job.offset_increment).and_then(|o| o.checked_add(job.offset));
-        let start = start.filter(|s| *s < opened.size()).ok_or_else(|| {
-            format!("job {name}: starts past the end ({} bytes) of {}", opened.size(), job.filename)
-        })?;
+        let start = start
+            .filter(|s| *s < opened.size())
+            .ok_or_else(|| format!("job {name}: starts past the end ({} bytes) of {}", opened.size(), job.filename))?;
         let rest = opened.size() - start;
         let size = job.size.unwrap_or(rest);
         if size > rest {
@@ -314,7 +314,10 @@ impl Worker {
 
     #[inline]
     fn next(&mut self, now: u64) -> Next {
-        if self.left == 0 || now >= self.deadline || self.stats.errors > 0 || self.shared.stopped.load(Ordering::Relaxed)
+        if self.left == 0
+            || now >= self.deadline
+            || self.stats.errors > 0
+            || self.shared.stopped.load(Ordering::Relaxed)
         {
             return Next::End;
         }

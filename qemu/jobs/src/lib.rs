@@ -29,7 +29,7 @@ use kernel_shim::error::Error;
 use kernel_shim::sched;
 
 use engine::{Shared, Worker};
-use table::{Tables, TableKey};
+use table::{TableKey, Tables};
 use target::Opened;
 
 /// What a plan needs of the machine it runs on.
@@ -103,11 +103,7 @@ pub(crate) fn errno(e: Error) -> String {
 }
 
 /// The mount that `step` wants, made if it is not there.
-fn mount_for<'m>(
-    step: &Step,
-    disks: &[Bdev],
-    mounted: &'m mut Option<Mounted>,
-) -> Result<Option<&'m Mounted>, String> {
+fn mount_for<'m>(step: &Step, disks: &[Bdev], mounted: &'m mut Option<Mounted>) -> Result<Option<&'m Mounted>, String> {
     let Target::Ext4 { disk, options } = &step.target else { return Ok(None) };
     if mounted.as_ref().is_some_and(|m| m.disk != *disk || m.options != *options) {
         if let Some(m) = mounted.take() {
@@ -130,8 +126,9 @@ fn open_for(step: &Step, job: &Job, disks: &[Bdev], mount: Option<&Mounted>) -> 
             let bdev = disks.get(*disk as usize).ok_or_else(|| format!("there is no disk {disk}"))?;
             Ok(Opened::disk(bdev.clone(), job))
         }
-        (Target::Ext4 { .. }, Some(m)) => Opened::file(&m.sb, job)
-            .map_err(|e| format!("job {}: opening {}: {}", job.name, job.filename, errno(e))),
+        (Target::Ext4 { .. }, Some(m)) => {
+            Opened::file(&m.sb, job).map_err(|e| format!("job {}: opening {}: {}", job.name, job.filename, errno(e)))
+        }
         (Target::Ext4 { .. }, None) => Err("no file system is mounted".to_string()),
     }
 }
@@ -172,7 +169,9 @@ fn run_step(
         for n in 0..job.numjobs {
             let opened = open_for(step, job, disks, mount)?;
             let table = if job.verify {
-                let table = tables.get(&table_key(step, job), job.bs, opened.size()).map_err(|e| format!("job {}: {e}", job.name))?;
+                let table = tables
+                    .get(&table_key(step, job), job.bs, opened.size())
+                    .map_err(|e| format!("job {}: {e}", job.name))?;
                 if !touched.iter().any(|(_, t, _): &(TableKey, _, _)| Arc::ptr_eq(t, &table)) {
                     touched.push((table_key(step, job), table.clone(), open_for(step, job, disks, mount)?));
                 }

@@ -67,9 +67,7 @@ impl Table {
         let block = block as usize;
         let entry = self.entries.get(block)?;
         let old = entry.load(Ordering::Relaxed);
-        if old & BUSY != 0
-            || entry.compare_exchange(old, old | BUSY, Ordering::Acquire, Ordering::Relaxed).is_err()
-        {
+        if old & BUSY != 0 || entry.compare_exchange(old, old | BUSY, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return None;
         }
         Some(Claim { generation: (old + 1) & !BUSY, block })

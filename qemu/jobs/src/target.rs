@@ -6,8 +6,8 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use ext4_dio::fsync::ext4_sync_file;
 use ext4_dio::file::{ext4_file_read, ext4_file_write};
+use ext4_dio::fsync::ext4_sync_file;
 use ext4_dio::{File, Kiocb, SuperBlock, ext4_open};
 use ext4_dio_protocol::{Job, SyncMode};
 use kernel_shim::alloc::{Arc as KArc, GFP_KERNEL};
