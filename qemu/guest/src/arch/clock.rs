@@ -120,7 +120,8 @@ fn spin(rounds: u32) {
 fn told_by_cpuid() -> Option<(u64, u64)> {
     let cpuid = raw_cpuid::CpuId::new();
     let h = cpuid.get_hypervisor_info()?;
-    Some((u64::from(h.tsc_frequency()?) * 1000, u64::from(h.apic_frequency()?) * 1000)).filter(|(t, a)| *t > 0 && *a > 0)
+    Some((u64::from(h.tsc_frequency()?) * 1000, u64::from(h.apic_frequency()?) * 1000))
+        .filter(|(t, a)| *t > 0 && *a > 0)
 }
 
 /// Finds the frequencies. Called once, on CPU 0, with its APIC on.

@@ -42,6 +42,37 @@ unsafe fn copy_forward(d: *mut u8, s: *const u8, n: usize) {
     }
 }
 
+/// Copies back to front; right for overlapping regions if `d` is above `s`.
+///
+/// # Safety
+///
+/// As for C's `memmove`, and `n >= 16`.
+#[inline(always)]
+unsafe fn copy_backward(d: *mut u8, s: *const u8, n: usize) {
+    // SAFETY: the caller's regions hold n >= 16 bytes. The first 16 are loaded before anything is
+    // stored and stored last, so an overlap with d > s cannot spoil them.
+    unsafe {
+        asm!(
+            "movups {head}, [{s}]",
+            "2:",
+            "cmp {n}, 16",
+            "jbe 3f",
+            "sub {n}, 16",
+            "movups {x}, [{s} + {n}]",
+            "movups [{d} + {n}], {x}",
+            "jmp 2b",
+            "3:",
+            "movups [{d}], {head}",
+            s = in(reg) s,
+            d = in(reg) d,
+            n = inout(reg) n => _,
+            x = out(xmm_reg) _,
+            head = out(xmm_reg) _,
+            options(nostack),
+        );
+    }
+}
+
 /// Fewer than 16 bytes, any overlap: everything is loaded before anything is stored.
 ///
 /// # Safety
@@ -87,23 +118,14 @@ pub(crate) unsafe extern "C" fn memcpy(d: *mut u8, s: *const u8, n: usize) -> *m
 /// As in C.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn memmove(d: *mut u8, s: *const u8, n: usize) -> *mut u8 {
-    // SAFETY: the caller's contract. Back to front when d lies inside the source; the direction
-    // flag is clear again at the end, and interrupt entries clear it for themselves.
+    // SAFETY: the caller's contract. Back to front when d lies inside the source.
     unsafe {
         if n < 16 {
             copy_short(d, s, n);
         } else if d.addr().wrapping_sub(s.addr()) >= n {
             copy_forward(d, s, n);
         } else {
-            asm!(
-                "std",
-                "rep movsb",
-                "cld",
-                inout("rcx") n => _,
-                inout("rdi") d.add(n - 1) => _,
-                inout("rsi") s.add(n - 1) => _,
-                options(nostack),
-            );
+            copy_backward(d, s, n);
         }
     }
     d

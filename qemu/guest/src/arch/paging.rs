@@ -74,7 +74,7 @@ impl Tables {
     fn entry(&mut self, address: u64, level: PageTableLevel) -> &'static mut PageTableEntry {
         let address = VirtAddr::new(address);
         // SAFETY: the top table is this module's, and `self` is the only `Tables`.
-        let mut table: &'static mut PageTable = unsafe { &mut *(&raw mut boot_pml4) };
+        let mut table: &'static mut PageTable = unsafe { &mut *core::ptr::addr_of_mut!(boot_pml4) };
         let mut at = PageTableLevel::Four;
         while at != level {
             table = next_table(&mut table[address.page_table_index(at)]);
@@ -97,7 +97,7 @@ impl Tables {
 
     /// Gives whole small pages other flags.
     fn protect(&mut self, range: Range, flags: Flags) {
-        assert!(range.start % SMALL == 0 && range.end % SMALL == 0);
+        assert!(range.start.is_multiple_of(SMALL) && range.end.is_multiple_of(SMALL));
         for address in (range.start..range.end).step_by(SMALL as usize) {
             self.entry(address, PageTableLevel::One).set_addr(PhysAddr::new(address), flags);
             tlb::flush(VirtAddr::new(address));

@@ -6,7 +6,10 @@
 
 use core::arch::global_asm;
 
-use super::{apic, percpu::{MAX_DISKS, PerCpu, offsets}};
+use super::{
+    apic,
+    percpu::{MAX_DISKS, PerCpu, offsets},
+};
 use crate::{crash, sched, virtio};
 
 global_asm!(

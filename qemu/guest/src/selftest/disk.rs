@@ -11,7 +11,7 @@ use core::{
 
 use kernel_shim::{
     alloc::GFP_KERNEL,
-    block::{Bdev, BioPtr, BlkPlug, ReqOpf, bio_alloc, blkdev_issue_flush, submit_bio},
+    block::{BIO_MAX_VECS, Bdev, BioPtr, BlkPlug, ReqOpf, bio_alloc, blkdev_issue_flush, submit_bio, submit_bio_wait},
     pr_info,
     sched::{self, Task, now_ns, spawn_on},
 };
@@ -184,6 +184,68 @@ fn write_and_read_back(bdev: &Bdev, blocks: u64, cpu: u64, cpus: u64) -> Outcome
     engine.run(bdev, ReqOpf::REQ_OP_READ, shuffled(blocks, cpu, cpus), |data, _| data.fill(0), check)
 }
 
+/// Requests of many pieces: bios that name pages here and there, and bios that the plug merges; then flush and,
+/// where the disk can, discard and write-zeroes.
+fn pieces(bdev: &Bdev) -> Outcome {
+    const PAGES: usize = 48;
+    let mut engine = Engine::new(2 * PAGES);
+    let wrote = AtomicU32::new(0);
+    // Every other page, so that no two of a bio touch.
+    let pages: Vec<_> = engine.slots.iter().step_by(2).map(|s| s.data).collect();
+    for (n, page) in (1u64..).zip(&pages) {
+        // SAFETY: nothing is in flight.
+        unsafe { page.cast::<u64>().write(stamp(n, 0)) };
+    }
+    let plug = BlkPlug::start();
+    let per_bio = (BIO_MAX_VECS - 1).min(bdev.limits().max_segments.into());
+    for (n, chunk) in (0u64..).zip(pages.chunks(per_bio)) {
+        let mut bio = bio_alloc(bdev, ReqOpf::REQ_OP_WRITE, GFP_KERNEL).map_err(|e| format!("bio: {e:?}"))?;
+        bio.bi_sector = n * per_bio as u64 * SECTORS_PER_BLOCK;
+        bio.bi_private = core::ptr::from_ref(&wrote).cast_mut().cast();
+        bio.bi_end_io = |bio| {
+            // SAFETY: `pieces` waits until all have ended.
+            let wrote = unsafe { &*bio.bi_private.cast::<AtomicU32>() };
+            wrote.fetch_add(if bio.result().is_ok() { bio.size() / BLOCK as u32 } else { 1 << 16 }, SeqCst);
+        };
+        for page in chunk {
+            // SAFETY: nobody touches the pages until the end.
+            if !unsafe { bio.bio_add_page(page.cast(), BLOCK as u32) } {
+                return Err(String::from("a page does not fit into a bio"));
+            }
+        }
+        submit_bio(bdev, bio);
+    }
+    plug.finish();
+    while wrote.load(SeqCst) < PAGES as u32 {
+        sched::yield_now();
+    }
+    blkdev_issue_flush(bdev).map_err(|e| format!("flush: {e:?}"))?;
+    let check = |data: &[u64; BLOCK / 8], block| match data[0] == stamp(block + 1, 0) {
+        true => Ok(()),
+        false => Err(format!("block {block} of many pieces: {:#x}", data[0])),
+    };
+    engine.run(bdev, ReqOpf::REQ_OP_READ, 0..PAGES as u64, |data, _| data.fill(0), check)?;
+    for (can, op) in
+        [(bdev.limits().discard, ReqOpf::REQ_OP_DISCARD), (bdev.limits().write_zeroes, ReqOpf::REQ_OP_WRITE_ZEROES)]
+    {
+        let mut bio = bio_alloc(bdev, op, GFP_KERNEL).map_err(|e| format!("bio: {e:?}"))?;
+        bio.set_size(16 * BLOCK as u32);
+        match submit_bio_wait(bdev, bio) {
+            Err(e) if can => return Err(format!("{op:?}: {e:?}")),
+            Ok(()) if !can => return Err(format!("{op:?} worked though the disk has none")),
+            _ => {}
+        }
+    }
+    if !bdev.limits().write_zeroes {
+        return Ok(());
+    }
+    let zero = |data: &[u64; BLOCK / 8], block| match data.iter().all(|w| *w == 0) {
+        true => Ok(()),
+        false => Err(format!("block {block} was to be zeroed")),
+    };
+    engine.run(bdev, ReqOpf::REQ_OP_READ, 0..16, |data, _| data.fill(1), zero)
+}
+
 /// Random writes at one depth from one CPU.
 fn measure(bdev: &Bdev, blocks: u64, depth: usize, ios: u64) -> Outcome {
     let mut engine = Engine::new(depth);
@@ -228,13 +290,15 @@ pub(super) fn run(number: usize, disk: &'static FoundDisk) -> Outcome {
     let threads = (0..cpus)
         .map(|cpu| {
             spawn_on(cpu, "disk", move || {
-                write_and_read_back(bdev, blocks, cpu.into(), cpus.into()).unwrap_or_else(|e| panic!("disk {number}: {e}"))
+                write_and_read_back(bdev, blocks, cpu.into(), cpus.into())
+                    .unwrap_or_else(|e| panic!("disk {number}: {e}"))
             })
             .map_err(|e| format!("spawn: {e:?}"))
         })
         .collect::<Result<Vec<_>, _>>()?;
     threads.into_iter().for_each(|t| t.join());
     pr_info!("disk {number}: {blocks} blocks written and read back, {DEPTH} in flight on each of {cpus} CPUs");
+    pieces(bdev)?;
     for depth in [1, 4, 16, 32, 128, 512] {
         measure(bdev, blocks, depth, 20_000)?;
     }

@@ -17,7 +17,11 @@ use crate::arch::percpu::{Work, nr_cpus};
 /// Threads of most tests.
 const THREADS: u32 = 64;
 
-fn start(n: u32, name: &'static str, f: impl Fn(u32) + Send + Clone + 'static) -> Result<Vec<JoinHandle>, alloc::string::String> {
+fn start(
+    n: u32,
+    name: &'static str,
+    f: impl Fn(u32) + Send + Clone + 'static,
+) -> Result<Vec<JoinHandle>, alloc::string::String> {
     (0..n)
         .map(|i| {
             let f = f.clone();

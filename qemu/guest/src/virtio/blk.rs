@@ -23,7 +23,10 @@ use super::{
     pci::{Ecam, GuestHal, Interrupts},
     queue::{Queue, set_handler},
 };
-use crate::arch::{percpu, trap::vector};
+use crate::arch::{
+    percpu::{self, MAX_CPUS},
+    trap::vector,
+};
 
 /// Feature bits.
 mod feature {
@@ -40,8 +43,7 @@ mod feature {
     /// What there is no driving the device without.
     pub(super) const NEEDED: u64 = VERSION_1 | INDIRECT_DESC;
     /// What is of use here.
-    pub(super) const WANTED: u64 =
-        NEEDED | SEG_MAX | RO | BLK_SIZE | FLUSH | TOPOLOGY | MQ | DISCARD | WRITE_ZEROES;
+    pub(super) const WANTED: u64 = NEEDED | SEG_MAX | RO | BLK_SIZE | FLUSH | TOPOLOGY | MQ | DISCARD | WRITE_ZEROES;
 }
 
 /// Offsets in the device's configuration space.
@@ -72,7 +74,7 @@ struct VirtioBlk {
     max_discard: u32,
     max_write_zeroes: u32,
     /// By CPU.
-    queues: Vec<&'static Queue>,
+    queues: [&'static Queue; MAX_CPUS],
     name: String,
 }
 
@@ -87,24 +89,32 @@ impl BlockDevice for VirtioBlk {
 
     #[inline]
     fn queue_rq(&self, rq: Request) {
-        let too_long = match rq.op() {
-            ReqOp::Read | ReqOp::Write | ReqOp::Flush => false,
-            ReqOp::Discard => rq.nr_bytes() >> SECTOR_SHIFT > self.max_discard,
-            _ => rq.nr_bytes() >> SECTOR_SHIFT > self.max_write_zeroes,
-        };
-        if too_long {
+        // Only a range that no data comes with can be that long.
+        if rq.nr_bytes() > MAX_BYTES && self.too_long(&rq) {
             return rq.end(Err(EOPNOTSUPP));
         }
-        self.queues[cpu_id() as usize].queue_rq(rq);
+        self.queues[cpu_id() as usize % MAX_CPUS].queue_rq(rq);
     }
 
     #[inline]
     fn commit_rqs(&self) {
-        self.queues[cpu_id() as usize].commit();
+        self.queues[cpu_id() as usize % MAX_CPUS].commit();
     }
 
     fn name(&self) -> &str {
         &self.name
+    }
+}
+
+impl VirtioBlk {
+    #[cold]
+    fn too_long(&self, rq: &Request) -> bool {
+        let sectors = rq.nr_bytes() >> SECTOR_SHIFT;
+        match rq.op() {
+            ReqOp::Discard => sectors > self.max_discard,
+            ReqOp::WriteZeroes => sectors > self.max_write_zeroes,
+            _ => false,
+        }
     }
 }
 
@@ -208,10 +218,8 @@ pub(super) fn start(
     for index in 0..nr_queues as u16 {
         queues.push(device.start_queue(&interrupts, index, disk, limits.max_segments, shared)?);
     }
+    let queues = core::array::from_fn(|cpu| queues[cpu % queues.len()]);
     let depth = u32::from(queues[0].depth());
-    for cpu in queues.len()..percpu::nr_cpus() as usize {
-        queues.push(queues[cpu % nr_queues as usize]);
-    }
     let capacity = device.read(feature::VERSION_1, config::CAPACITY, [0u32; 2])?;
     let disk = VirtioBlk {
         limits,

@@ -13,10 +13,7 @@ use virtio_drivers::transport::{
     pci::{bus::PciRoot, virtio_device_type},
 };
 
-use crate::{
-    arch::{firmware::Firmware, percpu::MAX_DISKS},
-
-};
+use crate::arch::{firmware::Firmware, percpu::MAX_DISKS};
 
 pub(crate) mod blk;
 mod pci;

@@ -19,7 +19,7 @@ use core::{
 };
 
 use kernel_shim::{
-    block::{ReqOp, Request, RqList},
+    block::{BioVec, ReqOp, Request, RqList, SECTOR_SHIFT},
     error::code::{EIO, EOPNOTSUPP},
     pr_err,
     sched::{irq_restore, irq_save},
@@ -78,6 +78,12 @@ struct Slot {
 
 /// End of the list of free slots.
 const NO_SLOT: u16 = u16::MAX;
+
+/// Flags of a descriptor for data.
+#[inline(always)]
+fn data_flags(kind: u64) -> u64 {
+    if kind == kind::IN { NEXT | DEVICE_WRITES } else { NEXT }
+}
 
 /// Everything that changes.
 struct Ring {
@@ -218,107 +224,132 @@ impl Queue {
         unsafe { self.desc.add(usize::from(s)).write(head) };
     }
 
-    /// Runs `f` with the ring to itself. `f` calls nothing that could come back here.
+    /// Takes the ring, until `unlock`.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts are off, and `shared` is the queue's. Until `unlock` nothing is called that comes back here; after
+    /// it the reference is not used any more.
     #[inline(always)]
-    fn with<R>(&self, f: impl FnOnce(&mut Ring) -> R) -> R {
-        let flags = irq_save();
-        let result = self.with_irqs_off(f);
-        irq_restore(flags);
-        result
-    }
-
-    /// [`Queue::with`], where interrupts are off already.
-    #[inline(always)]
-    fn with_irqs_off<R>(&self, f: impl FnOnce(&mut Ring) -> R) -> R {
-        if self.shared {
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "what a lock gives; a guard would cost the usual queue its second look at `shared`"
+    )]
+    unsafe fn lock(&self, shared: bool) -> &mut Ring {
+        if shared {
             while self.locked.swap(true, Acquire) {
                 core::hint::spin_loop();
             }
         }
-        // SAFETY: interrupts are off, the queue is this CPU's or locked, and `f` does not come back here.
-        let result = f(unsafe { &mut *self.ring.get() });
-        if self.shared {
+        // SAFETY: interrupts are off and the queue is this CPU's or locked, so by the caller's promise
+        // this is the only reference.
+        unsafe { &mut *self.ring.get() }
+    }
+
+    /// Gives the ring back.
+    #[inline(always)]
+    fn unlock(&self, shared: bool) {
+        if shared {
             self.locked.store(false, Release);
         }
-        result
     }
 
     /// Takes a request. The device hears of it with the next [`Queue::commit`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn queue_rq(&self, request: Request) {
-        self.with(|ring| {
-            // Pending requests came first; while there are any, no slot is free for long.
-            if ring.free == NO_SLOT || !ring.pending.is_empty() {
-                ring.pending.push_back(request);
-            } else {
-                self.fill(ring, request);
-            }
-        });
+        let flags = irq_save();
+        // SAFETY: interrupts are off; no request is ended before `unlock`.
+        let ring = unsafe { self.lock(self.shared) };
+        // Pending requests came first; while there are any, no slot is free for long.
+        if ring.free == NO_SLOT || !ring.pending.is_empty() {
+            ring.pending.push_back(request);
+        } else {
+            self.fill(ring, request);
+        }
+        self.unlock(self.shared);
+        irq_restore(flags);
     }
 
     /// Tells the device what has been queued.
     #[inline]
     pub(super) fn commit(&self) {
-        self.with(|ring| {
-            if !ring.reaping {
-                self.publish(ring);
-            }
-        });
+        let flags = irq_save();
+        // SAFETY: interrupts are off; no request is ended before `unlock`.
+        let ring = unsafe { self.lock(self.shared) };
+        if !ring.reaping {
+            self.publish(ring);
+        }
+        self.unlock(self.shared);
+        irq_restore(flags);
     }
 
     /// Gives a request the next free slot, which there has to be.
-    #[inline]
+    #[inline(always)]
     fn fill(&self, ring: &mut Ring, request: Request) {
         let s = ring.free;
         // SAFETY: the slot is free, so it is ours.
         let slot = unsafe { self.slot(s).as_mut() };
         ring.free = slot.next_free;
-        slot.status = status::NONE;
-        slot.sector = request.sector();
-        let (kind, data_flags) = match request.op() {
-            ReqOp::Read => (kind::IN, NEXT | DEVICE_WRITES),
-            ReqOp::Write => (kind::OUT, NEXT),
-            op => {
-                slot.kind = self.describe_other(op, s, slot, &request);
-                return self.make_available(ring, s, slot, request);
+        // Reads and writes have the same numbers in both worlds.
+        let kind = u64::from(request.opf().bits() & 0xff);
+        match request.single_vec() {
+            Some(v) if kind <= kind::OUT && !slot.unusual => {
+                slot.kind = kind;
+                slot.sector = request.sector();
+                self.describe_one(s, v, kind);
             }
-        };
-        slot.kind = kind;
-        if request.nr_segments() == 1 {
-            if slot.unusual {
-                slot.unusual = false;
-                // SAFETY: the slot is ours.
-                unsafe { self.write_usual(s) };
-            }
-            let status = u64::from(2 * self.nr_slots + s) << 48;
-            let data = self.nr_slots + s;
-            request.for_each_vec(|v| {
-                let desc = Desc { address: address(v.bv_page), rest: u64::from(v.bv_len) | data_flags | status };
-                // SAFETY: the descriptor is the slot's.
-                unsafe { self.desc.add(usize::from(data)).write(desc) };
-            });
-        } else {
-            self.describe_many(s, slot, &request, data_flags);
+            _ => self.describe(s, slot, &request),
         }
-        self.make_available(ring, s, slot, request);
-    }
-
-    #[inline]
-    fn make_available(&self, ring: &mut Ring, s: u16, slot: &mut Slot, request: Request) {
+        slot.status = status::NONE;
         slot.request = Some(request.into_raw());
         // SAFETY: entries lie behind flags and index, and there are mask + 1 of them.
         unsafe { self.avail_ring.add(2 + usize::from(ring.available & self.mask)).write(s) };
         ring.available = ring.available.wrapping_add(1);
     }
 
-    /// A request with several pieces of memory: header, pieces, status in the slot's indirect table.
+    /// One piece of memory to read or write.
+    #[inline(always)]
+    fn describe_one(&self, s: u16, v: BioVec, kind: u64) {
+        let status = u64::from(2 * self.nr_slots + s) << 48;
+        let data = usize::from(self.nr_slots) + usize::from(s);
+        let rest = u64::from(v.bv_len) | data_flags(kind) | status;
+        // SAFETY: the descriptor is the slot's.
+        unsafe { self.desc.add(data).write(Desc { address: address(v.bv_page), rest }) };
+    }
+
+    /// Any request that is not one piece of memory to read or write: header, pieces or range, and
+    /// status in the slot's indirect table. Also the first usual request after such a one.
     #[cold]
-    fn describe_many(&self, s: u16, slot: &mut Slot, request: &Request, flags: u64) {
+    #[inline(never)]
+    fn describe(&self, s: u16, slot: &mut Slot, request: &Request) {
+        slot.sector = request.sector();
+        slot.kind = match request.op() {
+            ReqOp::Read => kind::IN,
+            ReqOp::Write => kind::OUT,
+            ReqOp::Flush => kind::FLUSH,
+            ReqOp::Discard => kind::DISCARD,
+            _ => kind::WRITE_ZEROES,
+        };
+        match (slot.kind, request.single_vec()) {
+            (kind::IN | kind::OUT, Some(v)) => {
+                // SAFETY: the slot is ours.
+                unsafe { self.write_usual(s) };
+                slot.unusual = false;
+                self.describe_one(s, v, slot.kind);
+            }
+            (kind::IN | kind::OUT, None) => self.describe_many(s, slot, request),
+            (kind::FLUSH, _) => self.finish_table(s, slot, 1),
+            _ => self.describe_range(s, slot, request),
+        }
+    }
+
+    /// Pieces of memory.
+    fn describe_many(&self, s: u16, slot: &mut Slot, request: &Request) {
         let mut n = 1u16;
         let table = self.table(s);
         request.for_each_vec(|v| {
             assert!(n <= self.max_segments, "a request has more than {} pieces", self.max_segments);
-            let rest = u64::from(v.bv_len) | flags | u64::from(n + 1) << 48;
+            let rest = u64::from(v.bv_len) | data_flags(slot.kind) | u64::from(n + 1) << 48;
             // SAFETY: n is within the slot's table.
             unsafe { table.add(usize::from(n)).write(Desc { address: address(v.bv_page), rest }) };
             n += 1;
@@ -326,32 +357,22 @@ impl Queue {
         self.finish_table(s, slot, n);
     }
 
-    /// A request without memory; returns its type.
-    #[cold]
-    fn describe_other(&self, op: ReqOp, s: u16, slot: &mut Slot, request: &Request) -> u64 {
-        let kind = match op {
-            ReqOp::Flush => {
-                self.finish_table(s, slot, 1);
-                return kind::FLUSH;
-            }
-            ReqOp::Discard => kind::DISCARD,
-            _ => kind::WRITE_ZEROES,
-        };
-        slot.range = [request.sector(), u64::from(request.nr_bytes() >> 9)];
+    /// A range to discard or zero.
+    fn describe_range(&self, s: u16, slot: &mut Slot, request: &Request) {
+        slot.range = [request.sector(), u64::from(request.nr_bytes() >> SECTOR_SHIFT)];
         // The header's sector has no meaning here.
         slot.sector = 0;
         let range = address(self.slot(s)) + core::mem::offset_of!(Slot, range) as u64;
         // SAFETY: the table has at least three descriptors.
         unsafe { self.table(s).add(1).write(Desc { address: range, rest: 16 | NEXT | 2 << 48 }) };
         self.finish_table(s, slot, 2);
-        kind
     }
 
     /// Ends the slot's table of `n` descriptors with the status, and points the head at it.
     fn finish_table(&self, s: u16, slot: &mut Slot, n: u16) {
         slot.unusual = true;
         let status = Desc { address: self.status_address(s), rest: 1 | DEVICE_WRITES };
-        let head = Desc { address: address(self.table(s)), rest: 16 * (u64::from(n) + 1) | INDIRECT };
+        let head = Desc { address: address(self.table(s)), rest: (16 * (u64::from(n) + 1)) | INDIRECT };
         // SAFETY: n <= max_segments + 1; both places are the slot's.
         unsafe {
             self.table(s).add(usize::from(n)).write(status);
@@ -378,55 +399,68 @@ impl Queue {
         }
     }
 
-    /// Takes one request that the device is done with. Interrupts are off.
-    #[inline]
-    fn take_done(&self) -> Option<(Request, u8)> {
-        self.with_irqs_off(|ring| {
-            // SAFETY: the used ring is valid for good; its index is the upper half of the first word.
-            let used = unsafe { self.used_ring.cast::<u16>().add(1).read_volatile() };
-            if used == ring.used {
-                return None;
-            }
-            compiler_fence(Acquire);
-            let entry = 1 + 2 * usize::from(ring.used & self.mask);
-            // SAFETY: entries lie behind the first word, and there are mask + 1 of them.
-            let s = unsafe { self.used_ring.add(entry).read_volatile() };
-            ring.used = ring.used.wrapping_add(1);
-            assert!(s < u32::from(self.nr_slots), "virtio-blk: the device is done with slot {s}, which is none");
-            let s = s as u16;
-            // SAFETY: the device is done with the slot.
-            let slot = unsafe { self.slot(s).as_mut() };
-            slot.next_free = ring.free;
-            ring.free = s;
-            // The device wrote it, but no Rust code did.
-            // SAFETY: a reference is valid for reading.
-            let status = unsafe { (&raw const slot.status).read_volatile() };
-            let raw = slot.request.take().expect("virtio-blk: the device is done with a slot twice");
-            // SAFETY: `fill` put it there, and it was taken out just now.
-            Some((unsafe { Request::from_raw(raw) }, status))
-        })
+    /// Takes one request that the device is done with.
+    #[inline(always)]
+    fn take_done(&self, ring: &mut Ring) -> Option<(Request, u8)> {
+        // SAFETY: the used ring is valid for good; its index is the upper half of the first word.
+        let used = unsafe { self.used_ring.cast::<u16>().add(1).read_volatile() };
+        if used == ring.used {
+            return None;
+        }
+        compiler_fence(Acquire);
+        let entry = 1 + 2 * usize::from(ring.used & self.mask);
+        // SAFETY: entries lie behind the first word, and there are mask + 1 of them.
+        let s = unsafe { self.used_ring.add(entry).read_volatile() };
+        ring.used = ring.used.wrapping_add(1);
+        assert!(s < u32::from(self.nr_slots), "virtio-blk: the device is done with a slot that does not exist");
+        let s = s as u16;
+        // SAFETY: the device is done with the slot.
+        let slot = unsafe { self.slot(s).as_mut() };
+        slot.next_free = ring.free;
+        ring.free = s;
+        // Volatile: the device wrote it, no Rust code did.
+        // SAFETY: a reference is valid for reading.
+        let status = unsafe { (&raw const slot.status).read_volatile() };
+        let raw = slot.request.take().expect("virtio-blk: the device is done with a slot twice");
+        // SAFETY: `fill` put it there, and it was taken out just now.
+        Some((unsafe { Request::from_raw(raw) }, status))
     }
 
     /// Ends everything that is done, and hands out the slots that this freed. Interrupts are off.
-    #[inline]
-    fn reap(&self) {
-        self.with_irqs_off(|ring| ring.reaping = true);
-        while let Some((request, status)) = self.take_done() {
-            if status == status::OK {
-                request.end(Ok(()));
-            } else {
-                end_with_error(request, status);
+    #[inline(always)]
+    fn reap(&self, shared: bool) {
+        // SAFETY: interrupts are off, and this is all that is done.
+        unsafe { self.lock(shared) }.reaping = true;
+        self.unlock(shared);
+        loop {
+            // SAFETY: interrupts are off; the request that is taken is ended after `unlock`.
+            let done = self.take_done(unsafe { self.lock(shared) });
+            self.unlock(shared);
+            match done {
+                Some((request, status::OK)) => request.end(Ok(())),
+                Some((request, status)) => end_with_error(request, status),
+                None => break,
             }
         }
-        self.with_irqs_off(|ring| {
-            ring.reaping = false;
-            while ring.free != NO_SLOT
-                && let Some(request) = ring.pending.pop_front()
-            {
-                self.fill(ring, request);
-            }
-            self.publish(ring);
-        });
+        // SAFETY: interrupts are off; no request is ended before `unlock`.
+        let ring = unsafe { self.lock(shared) };
+        ring.reaping = false;
+        if !ring.pending.is_empty() {
+            self.refill(ring);
+        }
+        self.publish(ring);
+        self.unlock(shared);
+    }
+
+    /// Gives free slots to those who wait for one.
+    #[cold]
+    #[inline(never)]
+    fn refill(&self, ring: &mut Ring) {
+        while ring.free != NO_SLOT
+            && let Some(request) = ring.pending.pop_front()
+        {
+            self.fill(ring, request);
+        }
     }
 }
 
@@ -441,7 +475,12 @@ fn end_with_error(request: Request, status: u8) {
 pub(crate) fn interrupt(cpu: &PerCpu, disk: usize) {
     // SAFETY: null, or a queue that is never freed.
     if let Some(queue) = unsafe { cpu.queues[disk].load(Relaxed).as_ref() } {
-        queue.reap();
+        // Two copies of the loop: the usual one does not look at locks.
+        if queue.shared {
+            queue.reap(true);
+        } else {
+            queue.reap(false);
+        }
     }
 }
 
