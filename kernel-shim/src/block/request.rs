@@ -137,6 +137,15 @@ impl Request {
         self.bios().filter(move |_| !flush).flat_map(|bio| bio.bi_io_vec.iter().copied())
     }
 
+    /// The memory, if it is one stretch and the request one bio: the usual case, for drivers that treat it by itself.
+    #[inline]
+    pub fn single_vec(&self) -> Option<BioVec> {
+        match self.head().bi_io_vec.as_slice() {
+            [only] if self.nr_segments() == 1 => Some(*only),
+            _ => None,
+        }
+    }
+
     /// Calls `f` with each stretch of memory in the order of the sectors.
     #[inline]
     pub fn for_each_vec(&self, mut f: impl FnMut(BioVec)) {
@@ -160,7 +169,7 @@ impl Request {
         self.head().bi_disk
     }
 
-    /// Appends `next` if it starts where this ends, does the same, and the sum is within `limits`;
+    /// Appends `next`, for the same disk, if it starts where this ends, does the same, and the sum is within `limits`;
     /// else gives it back.
     #[doc(alias = "ll_back_merge_fn")]
     pub(crate) fn try_merge(&mut self, next: Request, limits: &QueueLimits) -> Result<(), Request> {
@@ -168,9 +177,8 @@ impl Request {
         let bytes = self.nr_bytes().checked_add(next.nr_bytes());
         let segments = self.nr_segments().checked_add(next.nr_segments());
         let (Some(bytes), Some(segments)) = (bytes, segments) else { return Err(next) };
-        if self.disk() != next.disk()
-            || opf != next.opf()
-            || opf.is_flush()
+        debug_assert_eq!(self.disk(), next.disk());
+        if opf != next.opf()
             || !matches!(opf.op(), ReqOp::Read | ReqOp::Write)
             || self.end_sector() != next.sector()
             || bytes > limits.max_bytes
