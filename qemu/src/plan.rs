@@ -131,6 +131,8 @@ pub struct Planned {
     pub raw_bytes: u64,
     /// Bytes per stamp on the raw disk, if its blocks are to be stamped at first.
     pub raw_unit: Option<u32>,
+    /// Why the raw disk is not verified though jobs say `verify=`.
+    pub raw_note: Option<String>,
 }
 
 /// A file that jobs work on.
@@ -299,7 +301,10 @@ pub fn build(groups: Vec<Group>, modes: &[Mode], files: &[FileSpec], settings: S
         check_memory(group, settings.memory)?;
     }
     let with_raw = modes.contains(&Mode::Raw);
-    let raw_unit = if with_raw { stamp_unit(groups.iter().flat_map(|g| &g.jobs), "the raw disk")? } else { None };
+    // Files with different stamps, or with and without, are neighbours there; the guest keeps one table of a disk.
+    let raw_stamps = if with_raw { stamp_unit(groups.iter().flat_map(|g| &g.jobs), "the raw disk") } else { Ok(None) };
+    let raw_note = raw_stamps.as_ref().err().map(|e| format!("writes to the raw disk are not verified ({e:#})"));
+    let raw_unit = raw_stamps.unwrap_or(None);
     let (bases, raw_bytes) = if with_raw { raw_layout(files, raw_unit) } else { (BTreeMap::new(), 0) };
     let mut steps = Vec::new();
     let mut points = Vec::new();
@@ -314,15 +319,17 @@ pub fn build(groups: Vec<Group>, modes: &[Mode], files: &[FileSpec], settings: S
             for spec in &group.jobs {
                 let path = filename(spec)?;
                 let Some(&len) = lens.get(path) else { bail!("{}: no file {path}", spec.origin) };
-                jobs.push(place(spec, len, bases.get(path).copied().filter(|_| mode == Mode::Raw))?);
+                let mut job = place(spec, len, bases.get(path).copied().filter(|_| mode == Mode::Raw))?;
+                job.verify &= mode != Mode::Raw || raw_unit.is_some();
+                jobs.push(job);
             }
             steps.push(Step { id, label: format!("{}, {mode}", group.label), target, jobs });
             points.push(Point { step: id, group: index, mode });
         }
     }
-    let tables = !settings.count_instructions && groups.iter().flat_map(|g| &g.jobs).any(|j| j.verify && j.writes());
+    let tables = steps.iter().flat_map(|s| &s.jobs).any(|j| j.verify && !matches!(j.rw, Rw::Read | Rw::RandRead));
     let plan = Plan { steps, progress_ms: 200, tables, count_instructions: settings.count_instructions };
-    Ok(Planned { plan, points, groups, modes: modes.into(), raw_bytes, raw_unit })
+    Ok(Planned { plan, points, groups, modes: modes.into(), raw_bytes, raw_unit, raw_note })
 }
 
 fn check_memory(group: &Group, memory: u64) -> Result<()> {

@@ -64,14 +64,18 @@ impl<W: Write> Progress for Ticker<W> {
         };
         match event {
             Event::StepStart { step: id } if self.tty => self.show(&step(*id)),
-            Event::Progress { step: id, elapsed_ms, ios } if self.tty => {
+            Event::Progress { step: id, elapsed_ms, ios } if self.tty && !plan.count_instructions => {
                 let iops = ios.saturating_mul(1000) / (*elapsed_ms).max(1);
                 self.show(&format!("{} {:4}.{} s {iops:8} IOPS", step(*id), elapsed_ms / 1000, elapsed_ms / 100 % 10));
             }
-            Event::StepDone { step: id, elapsed_ns, jobs, .. } => {
+            Event::StepDone { step: id, elapsed_ns, jobs, instructions, .. } => {
                 let ios: u64 = jobs.iter().map(|j: &JobResult| j.read.ios + j.write.ios).sum();
                 let iops = ios as f64 * 1e9 / (*elapsed_ns).max(1) as f64;
-                let line = format!("{} {:6.1} s {iops:8.0} IOPS", step(*id), *elapsed_ns as f64 / 1e9);
+                // The clock of a guest whose instructions are counted has nothing to do with ours.
+                let line = match instructions {
+                    Some(n) => format!("{} {:8.0} instructions per I/O", step(*id), *n as f64 / ios.max(1) as f64),
+                    None => format!("{} {:6.1} s {iops:8.0} IOPS", step(*id), *elapsed_ns as f64 / 1e9),
+                };
                 if self.tty {
                     self.show(&line);
                 } else {
@@ -131,5 +135,17 @@ mod tests {
         assert_eq!(text.lines().count(), 1);
         assert!(text.contains("[ 2/2] step 1") && text.contains("2.0 s     2000 IOPS"), "{text:?}");
         assert!(!text.contains('\r') && !text.contains('\x1b'));
+        let mut ticker = Ticker::new(Vec::new(), false);
+        let mut job = JobResult::default();
+        job.write.ios = 10;
+        let done = Event::StepDone {
+            step: 0,
+            elapsed_ns: 7,
+            jobs: vec![job],
+            modes: Default::default(),
+            instructions: Some(5000),
+        };
+        ticker.event(&plan(1), &done);
+        assert!(String::from_utf8(ticker.out).unwrap().ends_with(" 500 instructions per I/O\n"));
     }
 }

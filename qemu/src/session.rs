@@ -79,7 +79,8 @@ pub fn run(args: &BootArgs) -> Result<bool> {
         start.elapsed().as_secs_f64(),
         (built - start).as_secs_f64()
     );
-    if !held {
+    // What the checks found fault with is worth a look; what a dead guest left is not.
+    if !held && out.done {
         disks.keep();
     }
     Ok(held)

@@ -72,8 +72,10 @@ pub fn tell(args: &BootArgs, planned: &Planned, out: &Outcome, disks: &Disks) ->
     for failure in report::mode_failures(planned, out, args.jobs.is_empty()) {
         findings.failed(failure);
     }
-    let stamped = planned.plan.tables;
-    if stamped {
+    if let Some(note) = &planned.raw_note {
+        findings.skipped(note);
+    }
+    if planned.plan.tables {
         let (good, bad) = out.verified;
         if good == 0 && bad == 0 {
             findings.failed("the guest read no block back");

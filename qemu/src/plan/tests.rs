@@ -117,6 +117,20 @@ fn the_raw_disk_holds_each_file_in_a_place_of_its_own() {
 }
 
 #[test]
+fn neighbours_on_the_raw_disk_that_differ_are_not_verified_there() {
+    let text = "[a]\nfilename=/x\nrw=write\nverify=crc32c\nsize=1m\n[b]\nfilename=/y\nrw=write\nsize=1m\n";
+    let p = planned(text, &[Mode::Raw, Mode::InFlight]).unwrap();
+    let verify = |step: usize| p.plan.steps[step].jobs.iter().map(|j| j.verify).collect::<Vec<_>>();
+    assert_eq!((verify(0), verify(1)), (vec![false, false], vec![true, false]));
+    assert!(p.raw_note.unwrap().contains("[b] overwrites the raw disk, which [a] verifies"));
+    assert!(p.plan.tables);
+    assert!(!planned(text, &[Mode::Raw]).unwrap().plan.tables);
+    assert_eq!(planned(text, &[Mode::InFlight]).unwrap().raw_note, None);
+    let same = planned("[a]\nfilename=/x\nrw=write\nverify=crc32c\nsize=1m\n", &[Mode::Raw]).unwrap();
+    assert!(same.plan.steps[0].jobs[0].verify && same.raw_note.is_none());
+}
+
+#[test]
 fn threads_to_the_end_of_the_file_stay_in_its_place_on_the_raw_disk() {
     let files = [
         FileSpec { path: "/x".into(), bytes: 1 << 20, unit: 4096 },
@@ -138,11 +152,6 @@ fn contradictions_are_told_with_their_place() {
     assert!(
         error(&format!("[a]\n{v}[b]\nfilename=/x\nrw=randwrite\n")).contains("[b] overwrites /x, which [a] verifies")
     );
-    assert!(
-        error(&format!("[a]\n{v}[b]\nfilename=/y\nrw=write\n")).contains("the raw disk"),
-        "both are on the raw disk"
-    );
-    assert!(planned(&format!("[a]\n{v}[b]\nfilename=/y\nrw=write\n"), &[Mode::InFlight]).is_ok());
     assert!(
         planned(&format!("[a]\n{v}[b]\nfilename=/x\nrw=read\nbs=8k\n"), &Mode::ALL).is_ok(),
         "readers stamp nothing"
