@@ -10,7 +10,7 @@ use core::{
 
 use ext4_dio_protocol::{DEBUGCON_PORT, EVENT_PREFIX, EXIT_PORT, Event, ExitCode};
 use kernel_shim::sync::SpinLock;
-use uart_16550::{Config, Uart16550, backend::PioBackend};
+use uart_16550::{Config, Uart16550, backend::PioBackend, spec::registers::LSR};
 use x86_64::instructions::port::PortWriteOnly;
 
 use crate::arch::clock;
@@ -110,8 +110,16 @@ pub(crate) fn init() {
     let _ = SERIAL.lock().0.init(Config::default());
 }
 
-/// Ends QEMU with [`ExitCode::qemu_status`]. The last words have to be in the serial port by now.
+/// How long a reader may keep the last words waiting.
+const LAST_WORDS_NS: u64 = 5_000_000_000;
+
+/// Ends QEMU with [`ExitCode::qemu_status`], once the serial port has sent what it was given.
 pub(crate) fn exit(code: ExitCode) -> ! {
+    let mut serial = Serial::seize();
+    let start = clock::now_ns();
+    while !serial.0.lsr().contains(LSR::TRANSMITTER_EMPTY) && clock::now_ns() - start < LAST_WORDS_NS {
+        core::hint::spin_loop();
+    }
     // SAFETY: behind the port is isa-debug-exit, or nothing.
     unsafe { PortWriteOnly::<u32>::new(EXIT_PORT).write(code as u32) };
     loop {
