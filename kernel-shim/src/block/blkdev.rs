@@ -308,13 +308,21 @@ unsafe impl Sync for DiskOwner {}
 /// How long the last handle waits for bios that are still out.
 const DRAIN_NS: u64 = 30_000_000_000;
 
+/// Whether a test has failed in this thread, perhaps between a submission and its end.
+fn panicking() -> bool {
+    #[cfg(feature = "host")]
+    return std::thread::panicking();
+    #[cfg(not(feature = "host"))]
+    return false;
+}
+
 impl Drop for DiskOwner {
     fn drop(&mut self) {
         // SAFETY: this owner is what keeps the disk.
         let disk = unsafe { self.0.as_ref() };
         // Some of the bios may be in our own plug.
         plug::blk_flush_plug_current();
-        if !disk.bios.drain(DRAIN_NS) {
+        if !disk.bios.drain(if panicking() { 0 } else { DRAIN_NS }) {
             crate::pr_err!("{}: {} bios never came back, disk not freed", disk.dev().name(), disk.bios.outstanding());
             return;
         }

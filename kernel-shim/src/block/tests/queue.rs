@@ -64,13 +64,14 @@ fn merges_respect_limits_and_flags() {
     for block in 0..5 {
         submit_bio(&bdev, bio(&bdev, WRITE, block * BLOCK, 4096, 1, &ended));
     }
-    submit_bio(&bdev, bio(&bdev, WRITE | ReqOpf::FUA, 5 * BLOCK, 4096, 1, &ended));
-    submit_bio(&bdev, bio(&bdev, WRITE, 6 * BLOCK, 4096, 1, &ended));
+    for (block, opf) in [(5, WRITE | ReqOpf::FUA), (6, WRITE | ReqOpf::FUA), (7, WRITE)] {
+        submit_bio(&bdev, bio(&bdev, opf, block * BLOCK, 4096, 1, &ended));
+    }
     plug.finish();
     let lens: Vec<u32> = queued(&disk.take_log()).iter().map(|r| r.2).collect();
-    assert_eq!(lens, [8192, 8192, 4096, 4096, 4096]);
+    assert_eq!(lens, [8192, 8192, 4096, 8192, 4096]);
     disk.complete_all();
-    assert_eq!(ended.errors(), vec![None; 7]);
+    assert_eq!(ended.errors(), vec![None; 8]);
 
     let (disk, bdev) = manual(QueueLimits { max_bytes: 12288, ..QueueLimits::DEFAULT });
     disk.start_log();
@@ -107,7 +108,7 @@ fn two_disks_in_one_plug() {
     let plug = BlkPlug::start();
     for i in 0..4 {
         submit_bio(&a, bio(&a, WRITE, i * BLOCK, 4096, 1, &ended));
-        submit_bio(&b, bio(&b, WRITE, i * BLOCK, 4096, 1, &ended));
+        submit_bio(&b, bio(&b, WRITE, (4 + i) * BLOCK, 4096, 1, &ended));
     }
     plug.finish();
     for disk in [&disk_a, &disk_b] {
