@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The kernel that runs ext4-dio in QEMU: boots by PVH on q35, starts all CPUs, drives virtio-blk, schedules
-//! kernel threads, and does what the runner's [`Plan`](ext4_dio_protocol::Plan) asks for. It is what
+//! kernel threads, and does what the runner's [`Plan`] asks for. It is what
 //! kernel-shim's `bare` back end stands on.
 //!
 //! | module | is |

@@ -2,7 +2,7 @@
 //! A disk under load: random 4 KiB writes, [`DEPTH`] in flight on every CPU, read back and compared; then
 //! figures at several depths.
 
-use alloc::{alloc::alloc_zeroed, boxed::Box, format, string::String, vec::Vec};
+use alloc::{alloc::alloc_zeroed, boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{
     alloc::Layout,
     ptr::NonNull,
@@ -14,6 +14,7 @@ use kernel_shim::{
     block::{BIO_MAX_VECS, Bdev, BioPtr, BlkPlug, ReqOpf, bio_alloc, blkdev_issue_flush, submit_bio, submit_bio_wait},
     pr_info,
     sched::{self, Task, now_ns, spawn_on},
+    sync::Mutex,
 };
 
 use super::Outcome;
@@ -246,8 +247,8 @@ fn pieces(bdev: &Bdev) -> Outcome {
     engine.run(bdev, ReqOpf::REQ_OP_READ, 0..16, |data, _| data.fill(1), zero)
 }
 
-/// Random writes at one depth from one CPU.
-fn measure(bdev: &Bdev, blocks: u64, depth: usize, ios: u64) -> Outcome {
+/// So many random writes at one depth from one CPU, or fewer if time runs out.
+fn measure(bdev: &Bdev, blocks: u64, depth: usize, ios: u64, ns: u64) -> Outcome {
     let mut engine = Engine::new(depth);
     let mut x = 0x2545_f491_4f6c_dd1d_u64;
     let random = core::iter::repeat_with(|| {
@@ -257,13 +258,15 @@ fn measure(bdev: &Bdev, blocks: u64, depth: usize, ios: u64) -> Outcome {
         x & (blocks - 1)
     });
     let (before, start) = (Work::now(), now_ns());
-    engine.run(bdev, ReqOpf::REQ_OP_WRITE, random.take(ios as usize), |_, _| (), |_, _| Ok(()))?;
+    let mut done = 0;
+    let in_time = random.take(ios as usize).take_while(|_| now_ns() - start < ns);
+    engine.run(bdev, ReqOpf::REQ_OP_WRITE, in_time.inspect(|_| done += 1), |_, _| (), |_, _| Ok(()))?;
     let (after, ns) = (Work::now(), now_ns() - start);
     pr_info!(
         "depth {depth:3}: {:7} IOPS, {} busy ticks per I/O, {} wakes per 100 I/Os",
-        ios * 1_000_000_000 / ns.max(1),
-        after.since(&before).ticks / ios,
-        after.since(&before).wakes * 100 / ios,
+        done * 1_000_000_000 / ns.max(1),
+        after.since(&before).ticks / done,
+        after.since(&before).wakes * 100 / done,
     );
     Ok(())
 }
@@ -274,7 +277,7 @@ pub(super) fn bench(bdev: &Bdev, depth: usize, ios: u64) -> Outcome {
     if blocks == 0 || depth == 0 || ios == 0 {
         return Err(String::from("nothing to measure"));
     }
-    measure(bdev, 1 << blocks.ilog2(), depth, ios)
+    measure(bdev, 1 << blocks.ilog2(), depth, ios, u64::MAX)
 }
 
 /// Overwrites the start of disk `number` and reads it back.
@@ -287,20 +290,24 @@ pub(super) fn run(number: usize, disk: &'static FoundDisk) -> Outcome {
     }
     let blocks = 1 << blocks.ilog2();
     let cpus = nr_cpus();
+    let outcome = Arc::new(Mutex::new(Ok(())));
     let threads = (0..cpus)
         .map(|cpu| {
-            spawn_on(cpu, "disk", move || {
-                write_and_read_back(bdev, blocks, cpu.into(), cpus.into())
-                    .unwrap_or_else(|e| panic!("disk {number}: {e}"))
-            })
-            .map_err(|e| format!("spawn: {e:?}"))
+            let outcome = outcome.clone();
+            let thread = move || {
+                if let Err(e) = write_and_read_back(bdev, blocks, cpu.into(), cpus.into()) {
+                    *outcome.lock() = Err(format!("disk {number}: {e}"));
+                }
+            };
+            spawn_on(cpu, "disk", thread).map_err(|e| format!("spawn: {e:?}"))
         })
         .collect::<Result<Vec<_>, _>>()?;
     threads.into_iter().for_each(|t| t.join());
+    core::mem::replace(&mut *outcome.lock(), Ok(()))?;
     pr_info!("disk {number}: {blocks} blocks written and read back, {DEPTH} in flight on each of {cpus} CPUs");
     pieces(bdev)?;
     for depth in [1, 4, 16, 32, 128, 512] {
-        measure(bdev, blocks, depth, 20_000)?;
+        measure(bdev, blocks, depth, 20_000, 2_000_000_000)?;
     }
     Ok(())
 }
