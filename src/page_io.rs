@@ -47,6 +47,11 @@ impl DioInfo {
         Ok(Self { io_end: Pool::new(IO_END_POOL, GFP_KERNEL, "ext4_io_end")?, stats: DioStats::default() })
     }
 
+    /// How many `io_end`s there are.
+    pub fn io_ends(&self) -> usize {
+        self.io_end.capacity()
+    }
+
     /// `io_end`s that are not in use.
     pub fn io_ends_available(&self) -> usize {
         self.io_end.available()

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The integration tests, in one binary.
 
+mod damaged;
+mod hunks;
 mod ondisk;
