@@ -367,14 +367,17 @@ impl BufferCache {
             state: AtomicU32::new(BhState::REFERENCED.bits()),
             data: RwSemaphore::new(Data(KVec::from_elem(Sector([0; SECTOR_SIZE as usize]), sectors, GFP_NOFS)?)),
         };
-        let new = BufferHead(Arc::new(new, GFP_NOFS)?);
+        self.insert(BufferHead(Arc::new(new, GFP_NOFS)?))
+    }
+
+    /// Adds a block that was not there a moment ago. If somebody has been faster, gives that one instead.
+    fn insert(&self, new: BufferHead) -> Result<BufferHead> {
         {
-            let mut bucket = self.bucket(block).lock();
-            // Somebody may have been faster.
-            if let Some(found) = lookup(&bucket, block) {
+            let mut bucket = self.bucket(new.block()).lock();
+            if let Some(found) = lookup(&bucket, new.block()) {
                 return Ok(found.clone());
             }
-            bucket.push((block, new.clone()), GFP_ATOMIC)?;
+            bucket.push((new.block(), new.clone()), GFP_ATOMIC)?;
         }
         if self.nr.fetch_add(1, Ordering::Relaxed) >= self.threshold.load(Ordering::Relaxed) {
             self.evict();

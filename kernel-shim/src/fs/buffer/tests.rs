@@ -282,6 +282,17 @@ fn write_back_waits_for_no_second_lock() {
 }
 
 #[test]
+fn two_make_one_block() {
+    let disk = disk();
+    let (mine, theirs) = (cache(&disk, 16), cache(&disk, 16));
+    let first = mine.getblk(7).unwrap();
+    // Made by one who looked before the first was there.
+    let second = theirs.getblk(7).unwrap();
+    assert!(BufferHead::ptr_eq(&mine.insert(second).unwrap(), &first));
+    assert_eq!(mine.nr_cached(), 1);
+}
+
+#[test]
 fn verified_holds_until_the_block_is_read_again() {
     let disk = disk();
     let cache = cache(&disk, 16);
@@ -292,6 +303,10 @@ fn verified_holds_until_the_block_is_read_again() {
     cache.invalidate(1, 1);
     assert!(!bh.is_uptodate());
     assert!(!cache.bread(1).unwrap().verified());
+    let bh = cache.getblk(2).unwrap();
+    bh.set_verified();
+    cache.read_in(&bh).unwrap();
+    assert!(!bh.verified(), "whatever that was about, it is not what was read");
 }
 
 #[test]
