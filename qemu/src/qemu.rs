@@ -102,8 +102,9 @@ impl Config {
         match self.accel {
             Accel::Kvm => put(&["-accel", "kvm", "-cpu", "host"]),
             Accel::Tcg => put(&["-accel", "tcg,thread=multi", "-cpu", "Nehalem"]),
-            // One CPU, one thread; a guest that waits does not wait in real time.
-            Accel::Icount => put(&["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "Nehalem"]),
+            // One CPU, one thread. While the guest sleeps its clock runs with the host's: with sleep=off each wait for the
+            // disk would take it to its next timer, and every write would find the clock changed.
+            Accel::Icount => put(&["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on", "-cpu", "Nehalem"]),
         }
         put(&["-machine", "q35", "-smp", &self.smp.to_string(), "-m", &format!("{}M", self.mem_mib)]);
         put(&["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
@@ -411,7 +412,7 @@ mod tests {
         assert_eq!(all(&a, "-cpu"), ["host"]);
         c.accel = Accel::Icount;
         let a = args(&c);
-        assert_eq!(all(&a, "-icount"), ["shift=0,sleep=off"]);
+        assert_eq!(all(&a, "-icount"), ["shift=0,sleep=on"]);
         assert_eq!(all(&a, "-accel"), ["tcg,thread=single"]);
     }
 
