@@ -142,6 +142,7 @@ corruptions! {
     InodeFlags(Inode: Ino) EFSCORRUPTED "i_flags ask for what the file system has no feature for";
     InodeUnallocated(Inode: Ino) EFSCORRUPTED "inode is not in use, but is needed or referred to";
     InodeBlockRange(Inode: Ino) EFSCORRUPTED "mapped blocks lie outside the file system or over its metadata";
+    JournalHole(Inode: Ino) EFSCORRUPTED "journal has a hole";
     SymlinkTarget(Inode: Ino) EFSCORRUPTED "symbolic link's length does not fit its target";
     ExtentMagic(Inode: Ino) EFSCORRUPTED "extent node has no magic number";
     ExtentDepth(Inode: Ino) EFSCORRUPTED "extent node's depth is not what its parent says, or above 5";

@@ -145,7 +145,7 @@ impl<'a> Node<'a> {
             }
             next = if self.depth > 0 {
                 let idx = self.idx(index).ok_or(EIO)?;
-                if !ctx.sb.ext4_inode_block_valid(idx.ext4_idx_pblock(), 1) {
+                if !ctx.sb.ext4_inode_block_valid(ino, idx.ext4_idx_pblock(), 1) {
                     return Err(Corrupt::ExtentIndexRange(ino).into());
                 }
                 block + 1
@@ -159,7 +159,7 @@ impl<'a> Node<'a> {
                 if end > bounds.end {
                     return Err(Corrupt::ExtentOrder(ino).into());
                 }
-                if !ctx.sb.ext4_inode_block_valid(extent.ext4_ext_pblock(), len) {
+                if !ctx.sb.ext4_inode_block_valid(ino, extent.ext4_ext_pblock(), len) {
                     return Err(Corrupt::ExtentRange(ino).into());
                 }
                 end
@@ -203,7 +203,7 @@ pub fn ext4_ext_check_inode(ctx: &InodeCtx<'_>, tree: &ExtentTree) -> Ext4Result
 
 /// Reads the node in `block`, and checks it unless that was done.
 fn read_extent_tree_block(ctx: &InodeCtx<'_>, block: Fsblk, depth: u16, bounds: Bounds) -> Ext4Result<BufferHead> {
-    if !ctx.sb.ext4_inode_block_valid(block, 1) {
+    if !ctx.sb.ext4_inode_block_valid(ctx.i_ino, block, 1) {
         return Err(Corrupt::ExtentIndexRange(ctx.i_ino).into());
     }
     let bh = ctx.sb.buffers.bread(block.0)?;

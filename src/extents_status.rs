@@ -280,7 +280,7 @@ impl Extents {
     fn remove(&mut self, start: u32, end: u32) -> bool {
         let first = self.list.partition_point(|es| es.end() <= start);
         let after = self.list.partition_point(|es| es.es_lblk < end);
-        if first >= after {
+        if start >= end || first >= after {
             return true;
         }
         let left = self.list.get(first).and_then(|es| es.clip(0, start));
@@ -330,5 +330,163 @@ impl Extents {
                 let _ = self.list.insert(at, es, GFP_ATOMIC);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of the files below.
+    const BLOCKS: u32 = 24;
+
+    fn es(lblk: u32, len: u32, pblk: u64, status: EsStatus) -> ExtentStatus {
+        ExtentStatus::new(Lblk(lblk), len, Fsblk(pblk), status).expect("not empty")
+    }
+
+    fn ask(tree: &ExtentStatusTree, lblk: u32) -> Option<(u32, MapBlocks)> {
+        let mut map = MapBlocks::new(Lblk(lblk), BLOCKS);
+        tree.lookup(&mut map).map(|blocks| (blocks, map))
+    }
+
+    #[test]
+    fn extents_are_never_empty_or_out_of_range() {
+        assert_eq!(ExtentStatus::new(Lblk(5), 0, Fsblk(1), EsStatus::Written), None);
+        assert_eq!(ExtentStatus::new(Lblk(u32::MAX), 1, Fsblk(1), EsStatus::Written), None);
+        assert_eq!(ExtentStatus::new(Lblk(0), 1, Fsblk(1 << 48), EsStatus::Written), None);
+        assert!(ExtentStatus::new(Lblk(u32::MAX - 1), 1, Fsblk((1 << 48) - 1), EsStatus::Unwritten).is_some());
+        assert_eq!(ExtentStatus::hole(7, 7), None);
+        assert_eq!(ExtentStatus::hole(7, 3), None);
+    }
+
+    #[test]
+    fn answers_are_those_of_ext4_map_blocks() {
+        let tree = ExtentStatusTree::new();
+        tree.insert(es(10, 4, 1000, EsStatus::Written));
+        tree.insert(es(14, 4, 2000, EsStatus::Unwritten));
+        tree.insert(ExtentStatus::hole(18, 30).expect("not empty"));
+        let answer =
+            |m_pblk, m_lblk, m_len, m_flags| MapBlocks { m_pblk: Fsblk(m_pblk), m_lblk: Lblk(m_lblk), m_len, m_flags };
+        for _ in 0..2 {
+            assert_eq!(ask(&tree, 9), None);
+            assert_eq!(ask(&tree, 11), Some((3, answer(1001, 11, 3, MapFlags::MAPPED))));
+            assert_eq!(ask(&tree, 17), Some((1, answer(2003, 17, 1, MapFlags::UNWRITTEN))));
+            assert_eq!(ask(&tree, 20), Some((0, answer(0, 20, 10, MapFlags::empty()))));
+            assert_eq!(ask(&tree, 30), None);
+        }
+        let mut two = MapBlocks::new(Lblk(11), 2);
+        assert_eq!((tree.lookup(&mut two), two.m_len), (Some(2), 2));
+    }
+
+    #[test]
+    fn neighbours_are_merged() {
+        let tree = ExtentStatusTree::new();
+        tree.insert(es(0, 2, 100, EsStatus::Written));
+        tree.insert(es(4, 2, 104, EsStatus::Written));
+        assert_eq!(tree.nr_extents(), 2);
+        tree.insert(es(2, 2, 102, EsStatus::Written));
+        assert_eq!(tree.nr_extents(), 1);
+        assert_eq!(ask(&tree, 0).map(|(blocks, _)| blocks), Some(6));
+        // Elsewhere on the device, or in another state, it is another extent.
+        tree.insert(es(6, 2, 200, EsStatus::Written));
+        tree.insert(es(8, 2, 202, EsStatus::Unwritten));
+        assert_eq!(tree.nr_extents(), 3);
+    }
+
+    /// What each block of a file is, one by one.
+    type Model = [Option<(EsStatus, u64)>; BLOCKS as usize];
+
+    fn agree(tree: &ExtentStatusTree, model: &Model) {
+        let extents = tree.extents.lock();
+        for pair in extents.list.windows(2) {
+            assert!(pair[0].end() <= pair[1].es_lblk, "sorted, without overlaps: {pair:?}");
+            assert!(pair[0].merge(&pair[1]).is_none(), "merged: {pair:?}");
+        }
+        drop(extents);
+        for (lblk, expected) in (0..).zip(model) {
+            let found = ask(tree, lblk).map(|(blocks, map)| match map.m_flags {
+                MapFlags::MAPPED => (EsStatus::Written, map.m_pblk.0),
+                MapFlags::UNWRITTEN => (EsStatus::Unwritten, map.m_pblk.0),
+                _ => {
+                    assert_eq!(blocks, 0);
+                    (EsStatus::Hole, 0)
+                }
+            });
+            assert_eq!(found, *expected, "block {lblk}");
+        }
+    }
+
+    fn insert(tree: &ExtentStatusTree, model: &mut Model, es: ExtentStatus) {
+        tree.insert(es);
+        for lblk in es.es_lblk..es.end() {
+            let pblk = es.pblk().0 + u64::from(lblk - es.es_lblk);
+            let pblk = if es.status() == EsStatus::Hole { 0 } else { pblk };
+            model[lblk as usize] = Some((es.status(), pblk));
+        }
+    }
+
+    #[test]
+    fn every_removal_from_every_two_extents_leaves_the_rest() {
+        for gap in 0..3 {
+            for status in [EsStatus::Written, EsStatus::Unwritten, EsStatus::Hole] {
+                for start in 0..14 {
+                    for len in 0..14 {
+                        let (tree, mut model) = (ExtentStatusTree::new(), [None; BLOCKS as usize]);
+                        insert(&tree, &mut model, es(2, 4, 1002, EsStatus::Written));
+                        insert(&tree, &mut model, es(6 + gap, 4, 1006, status));
+                        tree.remove(Lblk(start), len);
+                        model[start as usize..(start + len).min(BLOCKS) as usize].fill(None);
+                        agree(&tree, &model);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_sequence_of_changes_agrees_with_a_table() {
+        for seed in 1..200u64 {
+            let (tree, mut model) = (ExtentStatusTree::new(), [None; BLOCKS as usize]);
+            let mut state = seed;
+            let mut random = |below: u64| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) % below
+            };
+            for _ in 0..60 {
+                let lblk = random(u64::from(BLOCKS)) as u32;
+                let len = 1 + random(u64::from(BLOCKS - lblk)) as u32;
+                match random(4) {
+                    0 => insert(&tree, &mut model, es(lblk, len, 1000 + u64::from(lblk), EsStatus::Written)),
+                    1 => insert(&tree, &mut model, es(lblk, len, 1000 + u64::from(lblk), EsStatus::Unwritten)),
+                    2 => insert(&tree, &mut model, es(lblk, len, 0, EsStatus::Hole)),
+                    _ => {
+                        tree.remove(Lblk(lblk), len);
+                        model[lblk as usize..(lblk + len) as usize].fill(None);
+                    }
+                }
+                agree(&tree, &model);
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_stays_is_right() {
+        let tree = ExtentStatusTree::new();
+        for i in 0..3 * ES_MAX as u32 {
+            tree.insert(es(2 * i, 1, 5000 + 7 * u64::from(i), EsStatus::Written));
+            assert!(tree.nr_extents() <= ES_MAX);
+        }
+        assert_eq!(tree.nr_extents(), ES_MAX);
+        let mut known = 0;
+        for i in 0..3 * ES_MAX as u32 {
+            if let Some((blocks, map)) = ask(&tree, 2 * i) {
+                assert_eq!((blocks, map.m_pblk.0), (1, 5000 + 7 * u64::from(i)));
+                known += 1;
+            }
+            assert_eq!(ask(&tree, 2 * i + 1), None);
+        }
+        assert_eq!(known, ES_MAX);
+        tree.clear();
+        assert_eq!(ask(&tree, 0), None);
     }
 }

@@ -60,7 +60,7 @@ pub fn ext4_ind_check_inode(ctx: &InodeCtx<'_>, tree: &ExtentTree) -> Ext4Result
 }
 
 fn check_entry(ctx: &InodeCtx<'_>, block: u32) -> Ext4Result {
-    if block != 0 && !ctx.sb.ext4_inode_block_valid(Fsblk(u64::from(block)), 1) {
+    if block != 0 && !ctx.sb.ext4_inode_block_valid(ctx.i_ino, Fsblk(u64::from(block)), 1) {
         return Err(Corrupt::IndirectBlock(ctx.i_ino).into());
     }
     Ok(())
@@ -120,7 +120,7 @@ fn run(
     }
     let len = len.min(EXT_MAX_BLOCKS - lblk.0);
     let pblk = Fsblk(u64::from(block));
-    if !ctx.sb.ext4_inode_block_valid(pblk, len) {
+    if !ctx.sb.ext4_inode_block_valid(ctx.i_ino, pblk, len) {
         return Err(Corrupt::IndirectBlock(ctx.i_ino).into());
     }
     Ok(ExtentStatus::new(lblk, len, pblk, EsStatus::Written).ok_or(EIO)?)

@@ -12,7 +12,7 @@
 use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use kernel_shim::alloc::KVec;
+use kernel_shim::alloc::{GFP_KERNEL, KVec};
 use kernel_shim::block::Bdev;
 use kernel_shim::error::Error;
 use kernel_shim::error::code::EIO;
@@ -26,6 +26,10 @@ use crate::checksum::ext4_superblock_csum;
 use crate::corrupt::{Corrupt, Ext4Error, Ext4Result, Place, Refused};
 use crate::disk::SuperBlockView;
 use crate::ext4::*;
+use crate::extents::ext4_ext_lookup;
+use crate::extents_status::EsStatus;
+use crate::ialloc::{Iget, ext4_read_inode};
+use crate::indirect::ext4_ind_lookup;
 use crate::page_io::DioInfo;
 use crate::sb_options::{Errors, MountOptions};
 
@@ -96,7 +100,7 @@ fn fill_super(bdev: &Bdev, options: MountOptions) -> Ext4Result<Ext4SbInfo> {
     let s_group_desc = geometry.read_group_descs(&buffers)?;
     let system_zone = SystemZone::setup(&geometry, &s_group_desc)?;
     let rdonly = options.rdonly || must_be_rdonly(bdev, &geometry);
-    Ok(Ext4SbInfo {
+    let sb = Ext4SbInfo {
         geometry,
         bdev: bdev.clone(),
         buffers,
@@ -110,7 +114,36 @@ fn fill_super(bdev: &Bdev, options: MountOptions) -> Ext4Result<Ext4SbInfo> {
         s_logged: AtomicU64::new(0),
         s_error_count: AtomicU32::new(0),
         s_last_error: SpinLock::new(None),
-    })
+    };
+    protect_journal(sb)
+}
+
+/// Counts the journal's blocks as metadata: it is written without asking its map.
+fn protect_journal(mut sb: Ext4SbInfo) -> Ext4Result<Ext4SbInfo> {
+    let ino = sb.s_journal_inum;
+    if ino == Ino(0) {
+        return Ok(sb);
+    }
+    let journal = ext4_read_inode(&sb, ino, Iget::Special)?;
+    let (ctx, tree) = (journal.ctx(&sb), journal.tree());
+    let blocks = u32::try_from(journal.i_size >> sb.s_blocksize_bits).map_err(|_| Corrupt::InodeSize(ino))?;
+    let mut extents = KVec::new();
+    let mut lblk = 0;
+    while lblk < blocks {
+        let es = if ctx.i_flags.contains(InodeFlags::EXTENTS) {
+            ext4_ext_lookup(&ctx, &tree, Lblk(lblk))?
+        } else {
+            ext4_ind_lookup(&ctx, &tree, Lblk(lblk))?
+        };
+        if es.status() == EsStatus::Hole {
+            return Err(Corrupt::JournalHole(ino).into());
+        }
+        lblk = es.end();
+        extents.push(es, GFP_KERNEL)?;
+    }
+    let zone = core::mem::take(&mut sb.system_zone);
+    sb.system_zone = zone.protect(ino, &extents)?;
+    Ok(sb)
 }
 
 /// Reads and checks the super block, through blocks of a size that any ext4 and the device have.
