@@ -160,8 +160,12 @@ mod tests {
         let text = "[a]\nfilename=/x\nrw=randwrite\nsize=1m\nverify=crc32c\nbs=8k\n";
         let groups = crate::fiojob::parse(text, "a.fio").unwrap();
         let mut disks = Disks::prepare(None, &groups, &Mode::ALL, dir.path()).unwrap();
-        let planned =
-            plan::build(groups, &Mode::ALL, &disks.files, Settings { count_instructions: false, memory: 1 << 30 });
+        let planned = plan::build(
+            groups,
+            &Mode::ALL,
+            &disks.files,
+            Settings { count_instructions: false, memory: 1 << 30, rounds: 1 },
+        );
         disks.fill(&planned.unwrap()).unwrap();
         assert!(disks.prestamped());
         check::e2fsck(&disks.ext4).unwrap();
@@ -185,8 +189,12 @@ mod tests {
         let groups = crate::fiojob::parse(text, "a.fio").unwrap();
         let disks = Disks::prepare(Some(&path), &groups, &Mode::ALL, dir.path()).unwrap();
         assert!(!disks.prestamped());
-        let planned =
-            plan::build(groups, &Mode::ALL, &disks.files, Settings { count_instructions: false, memory: 1 << 30 });
+        let planned = plan::build(
+            groups,
+            &Mode::ALL,
+            &disks.files,
+            Settings { count_instructions: false, memory: 1 << 30, rounds: 1 },
+        );
         let text = announcement(disks.user.as_ref().unwrap(), &disks.files, &planned.unwrap()).join("\n");
         assert!(text.contains("opened for WRITING"), "{text}");
         assert!(
@@ -204,7 +212,7 @@ mod tests {
         assert!(err.to_string().contains("no file /none") && err.is::<crate::session::Usage>());
         let disks = Disks::prepare(Some(&path), &default_groups(), &Mode::ALL, dir.path()).unwrap();
         assert!(disks.files[0].bytes < DEFAULT_FILE_BYTES);
-        let settings = Settings { count_instructions: false, memory: 1 << 30 };
+        let settings = Settings { count_instructions: false, memory: 1 << 30, rounds: 1 };
         let err = plan::build(default_groups(), &Mode::ALL, &disks.files, settings).unwrap_err();
         assert!(err.to_string().contains("reaches past the end of /data"));
     }

@@ -175,11 +175,13 @@ fn job(
 /// The whole run.
 pub fn document(planned: &Planned, out: &Outcome, now: SystemTime, accel: &str) -> Value {
     let mut jobs = Vec::new();
-    for (point, step) in planned.points.iter().zip(&planned.plan.steps) {
-        let Some(result) = out.steps.get(&point.step) else { continue };
-        let specs = planned.groups.get(point.group).map(|g| g.jobs.as_slice()).unwrap_or_default();
-        for ((j, spec), r) in step.jobs.iter().zip(specs).zip(&result.jobs) {
-            jobs.push(job(j, &spec.options, r, point.mode, point.step as usize, result));
+    for (index, group) in planned.groups.iter().enumerate() {
+        for &mode in &planned.modes {
+            let step = planned.steps_of(index, mode).next();
+            let (Some(step), Some(result)) = (step, out.result(planned, index, mode)) else { continue };
+            for ((j, spec), r) in step.jobs.iter().zip(&group.jobs).zip(&result.jobs) {
+                jobs.push(job(j, &spec.options, r, mode, step.id as usize, &result));
+            }
         }
     }
     let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -298,13 +300,14 @@ mod tests {
     fn a_job_per_section_and_mode_with_its_figures() {
         let doc = document(&planned(), &outcome(), UNIX_EPOCH, "tcg");
         let jobs = doc["jobs"].as_array().unwrap();
-        assert_eq!(jobs.len(), planned().points.len());
+        assert_eq!(jobs.len(), 8);
         let job = &jobs[1];
         assert_eq!(job["jobname"], "1-writers/exclusive");
-        assert_eq!(job["write"]["total_ios"], 1000);
-        assert_eq!(job["write"]["io_bytes"], 4_096_000);
-        assert_eq!(job["write"]["iops"], 500.0);
-        assert_eq!(job["write"]["bw"], 2000);
+        // Both rounds.
+        assert_eq!(job["write"]["total_ios"], 3000);
+        assert_eq!(job["write"]["io_bytes"], 12_288_000);
+        assert_eq!(job["write"]["iops"], 750.0);
+        assert_eq!(job["write"]["bw"], 3000);
         assert_eq!(job["write"]["clat_ns"]["percentile"].as_object().unwrap().len(), 17);
         assert_eq!(job["job options"]["bs"], "4k");
         assert_eq!(job["ext4-dio"]["mount options"], "dioread_lock");

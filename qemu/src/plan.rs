@@ -24,7 +24,9 @@ pub const DEFAULT_WRITERS: [u32; 6] = [1, 2, 4, 8, 16, 32];
 /// File of the default run.
 pub const DEFAULT_FILE: &str = "/data";
 /// Length of each point of the default run.
-pub const DEFAULT_RUNTIME_MS: u64 = 1400;
+pub const DEFAULT_RUNTIME_MS: u64 = 1200;
+/// How often the default run does each point.
+pub const DEFAULT_ROUNDS: u32 = 2;
 /// I/Os of each thread when instructions are counted.
 pub const COUNTED_IOS: u64 = 20_000;
 
@@ -105,7 +107,7 @@ impl FromStr for ModeList {
     }
 }
 
-/// One step of the plan, as reports name it.
+/// What a step of the plan measures; several measure the same in turns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
     /// [`Step::id`].
@@ -121,7 +123,7 @@ pub struct Point {
 pub struct Planned {
     /// For the guest.
     pub plan: Plan,
-    /// One per step, in order.
+    /// One per step, in its order.
     pub points: Vec<Point>,
     /// The job groups behind the points.
     pub groups: Vec<Group>,
@@ -133,6 +135,14 @@ pub struct Planned {
     pub raw_unit: Option<u32>,
     /// Why the raw disk is not verified though jobs say `verify=`.
     pub raw_note: Option<String>,
+}
+
+impl Planned {
+    /// The steps that run a group in a mode.
+    pub fn steps_of(&self, group: usize, mode: Mode) -> impl Iterator<Item = &Step> {
+        let same = move |(p, _): &(&Point, &Step)| p.group == group && p.mode == mode;
+        self.points.iter().zip(&self.plan.steps).filter(same).map(|(_, step)| step)
+    }
 }
 
 /// A file that jobs work on.
@@ -285,6 +295,17 @@ pub struct Settings {
     pub count_instructions: bool,
     /// RAM of the guest, bytes.
     pub memory: u64,
+    /// How often each group runs in each mode, at least once. Every other time the modes take their turns backwards, so that
+    /// a machine that slows down or speeds up favours none of them.
+    pub rounds: u32,
+}
+
+/// Who comes when: the round and the mode.
+fn turns(modes: &[Mode], rounds: u32) -> impl Iterator<Item = (u32, Mode)> {
+    (0..rounds.max(1)).flat_map(move |round| {
+        let place = move |i: usize| if round % 2 == 0 { i } else { modes.len() - 1 - i };
+        (0..modes.len()).map(move |i| (round, modes[place(i)]))
+    })
 }
 
 /// Makes the plan: for each group, each mode in turn.
@@ -309,7 +330,7 @@ pub fn build(groups: Vec<Group>, modes: &[Mode], files: &[FileSpec], settings: S
     let mut steps = Vec::new();
     let mut points = Vec::new();
     for (index, group) in groups.iter().enumerate() {
-        for &mode in modes {
+        for (round, mode) in turns(modes, settings.rounds) {
             let id = steps.len() as u32;
             let target = match mode.mount_options() {
                 None => Target::Raw { disk: RAW_DISK },
@@ -320,6 +341,7 @@ pub fn build(groups: Vec<Group>, modes: &[Mode], files: &[FileSpec], settings: S
                 let path = filename(spec)?;
                 let Some(&len) = lens.get(path) else { bail!("{}: no file {path}", spec.origin) };
                 let mut job = place(spec, len, bases.get(path).copied().filter(|_| mode == Mode::Raw))?;
+                job.randseed = job.randseed.wrapping_add(u64::from(round) << 16);
                 job.verify &= mode != Mode::Raw || raw_unit.is_some();
                 jobs.push(job);
             }

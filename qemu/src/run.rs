@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use anyhow::Result;
-use ext4_dio_protocol::{EVENT_PREFIX, Event, ExitCode, JobResult, ModeCounts, Plan};
+use ext4_dio_protocol::{EVENT_PREFIX, Event, ExitCode, IoStats, JobResult, ModeCounts, Plan};
 
+use crate::plan::{Mode, Planned};
 use crate::proc::Interrupted;
 use crate::progress::Progress;
 use crate::symbols::Annotate;
@@ -90,9 +91,51 @@ impl StepResult {
         self.jobs.iter().map(|j| j.read.ios + j.write.ios).sum()
     }
 
+    /// Both, one after the other.
+    fn and(self, other: StepResult) -> StepResult {
+        StepResult {
+            elapsed_ns: self.elapsed_ns + other.elapsed_ns,
+            jobs: self.jobs.iter().zip(&other.jobs).map(|(a, b)| job_sum(a, b)).collect(),
+            modes: ModeCounts {
+                exclusive: self.modes.exclusive + other.modes.exclusive,
+                i_data_sem: self.modes.i_data_sem + other.modes.i_data_sem,
+                in_flight: self.modes.in_flight + other.modes.in_flight,
+            },
+            instructions: self.instructions.zip(other.instructions).map(|(a, b)| a + b),
+        }
+    }
+
     /// I/Os per second; 0 if no time went by.
     pub fn iops(&self) -> f64 {
         if self.elapsed_ns == 0 { 0.0 } else { self.ios() as f64 * 1e9 / self.elapsed_ns as f64 }
+    }
+}
+
+fn job_sum(a: &JobResult, b: &JobResult) -> JobResult {
+    JobResult {
+        read: stats_sum(&a.read, &b.read),
+        write: stats_sum(&a.write, &b.write),
+        syncs: a.syncs + b.syncs,
+        errors: a.errors + b.errors,
+        first_error: if a.first_error != 0 { a.first_error } else { b.first_error },
+        elapsed_ns: a.elapsed_ns + b.elapsed_ns,
+    }
+}
+
+fn stats_sum(a: &IoStats, b: &IoStats) -> IoStats {
+    let bucket = |s: &IoStats, i: usize| s.lat_log2.get(i).copied().unwrap_or(0);
+    IoStats {
+        ios: a.ios + b.ios,
+        bytes: a.bytes + b.bytes,
+        lat_sum_ns: a.lat_sum_ns + b.lat_sum_ns,
+        // 0 stands for no I/O, not for a fast one.
+        lat_min_ns: match (a.ios, b.ios) {
+            (0, _) => b.lat_min_ns,
+            (_, 0) => a.lat_min_ns,
+            _ => a.lat_min_ns.min(b.lat_min_ns),
+        },
+        lat_max_ns: a.lat_max_ns.max(b.lat_max_ns),
+        lat_log2: (0..a.lat_log2.len().max(b.lat_log2.len())).map(|i| bucket(a, i) + bucket(b, i)).collect(),
     }
 }
 
@@ -135,6 +178,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// A group's figures in a mode, over all of its rounds; none unless all are there.
+    pub fn result(&self, planned: &Planned, group: usize, mode: Mode) -> Option<StepResult> {
+        let results = planned.steps_of(group, mode).map(|s| self.steps.get(&s.id));
+        results.collect::<Option<Vec<_>>>()?.into_iter().cloned().reduce(StepResult::and)
+    }
+
     fn note(&mut self, line: String) {
         if self.log.len() == LOG_LINES {
             self.log.pop_front();
@@ -321,7 +370,8 @@ fn judge(out: &mut Outcome, plan: &Plan) {
     let is = |code| end == Some(known(code));
     if is(ExitCode::Panic) {
         out.failures.push("the guest panicked".into());
-    } else if is(ExitCode::Fault) {
+    } else if is(ExitCode::Fault) && out.failures.is_empty() {
+        // After the watchdog it is the answer to its NMI.
         out.failures.push("the guest took a CPU exception".into());
     } else if is(ExitCode::Failed) {
         if out.failures.is_empty() {

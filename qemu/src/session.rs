@@ -27,7 +27,7 @@ use crate::{deps, fiojson, guest_build, plot, verdict};
 pub struct Usage(pub String);
 
 /// Lines of the guest's log that a failure shows.
-const LOG_TAIL: usize = 80;
+const LOG_TAIL: usize = 400;
 
 /// The process's exit status; an error is told on stderr.
 pub fn exit_status(result: Result<bool>) -> u8 {
@@ -63,7 +63,8 @@ pub fn run(args: &BootArgs) -> Result<bool> {
 
     let target = guest_build::target_dir();
     let mut disks = Disks::prepare(args.image.as_deref(), &groups, &args.modes.0, &target)?;
-    let settings = Settings { count_instructions: args.count_instructions, memory: args.mem };
+    let rounds = if args.jobs.is_empty() && !args.count_instructions { plan::DEFAULT_ROUNDS } else { 1 };
+    let settings = Settings { count_instructions: args.count_instructions, memory: args.mem, rounds };
     let planned = plan::build(groups, &args.modes.0, &disks.files, settings).map_err(|e| Usage(e.to_string()))?;
     disks.announce(&planned);
     disks.fill(&planned)?;

@@ -4,7 +4,7 @@
 use super::*;
 use crate::fiojob::parse;
 
-const SETTINGS: Settings = Settings { count_instructions: false, memory: 512 << 20 };
+const SETTINGS: Settings = Settings { count_instructions: false, memory: 512 << 20, rounds: 1 };
 
 fn groups(text: &str) -> Vec<Group> {
     parse(text, "t.fio").unwrap_or_else(|e| panic!("{e}"))
@@ -47,8 +47,11 @@ fn the_default_run_is_six_points_in_turns_under_two_minutes() {
     assert_eq!(p.plan.steps[4].target, Target::Raw { disk: 1 });
     assert_eq!((p.raw_bytes, p.raw_unit), (256 << 20, Some(4096)));
     assert!(p.plan.tables && !p.plan.count_instructions);
+    let turns = |rounds| super::turns(&[Mode::Raw, Mode::Exclusive], rounds).map(|t| t.1).collect::<Vec<_>>();
+    assert_eq!(turns(2), [Mode::Raw, Mode::Exclusive, Mode::Exclusive, Mode::Raw]);
+    assert_eq!(turns(0), [Mode::Raw, Mode::Exclusive]);
     let total: u64 = p.plan.steps.iter().map(|s| s.jobs[0].runtime_ms.unwrap()).sum();
-    assert!(total < 60_000);
+    assert!(total * u64::from(DEFAULT_ROUNDS) < 60_000);
     // Steps of one group differ in the target alone.
     let job = |i: usize| Job { size: None, ..p.plan.steps[i].jobs[0].clone() };
     assert_eq!(job(0), job(3));

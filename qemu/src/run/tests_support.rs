@@ -17,19 +17,21 @@ pub(crate) fn planned() -> Planned {
     let mut groups = plan::default_groups();
     groups.truncate(2);
     let files = plan::files_needed(&groups).unwrap();
-    plan::build(groups, &Mode::ALL, &files, Settings { count_instructions: false, memory: 512 << 20 }).unwrap()
+    plan::build(groups, &Mode::ALL, &files, Settings { count_instructions: false, memory: 512 << 20, rounds: 2 })
+        .unwrap()
 }
 
-/// Two seconds of 1000 writes in each step of [`planned`], all as their mode says.
+/// Two seconds of 1000 writes in each step of [`planned`], of 2000 in its second rounds, all as their mode says.
 pub(crate) fn outcome() -> Outcome {
     let mut out = Outcome::default();
     for point in planned().points {
+        let n = if point.step % 8 < 4 { 1000 } else { 2000 };
         let mut lat_log2 = vec![0; 24];
-        lat_log2[20] = 1000;
+        lat_log2[20] = n;
         let write = IoStats {
-            ios: 1000,
-            bytes: 4_096_000,
-            lat_sum_ns: 2_000_000_000,
+            ios: n,
+            bytes: n * 4096,
+            lat_sum_ns: n * 2_000_000,
             lat_min_ns: 1_100_000,
             lat_max_ns: 2_090_000,
             lat_log2,
@@ -37,7 +39,6 @@ pub(crate) fn outcome() -> Outcome {
         let read = IoStats { ios: 10, bytes: 40_960, ..write.clone() };
         // Some reads in the first, so that every member of fio's JSON has something to show.
         let read = if point.step == 0 { read } else { IoStats::default() };
-        let n = 1000;
         let modes = match point.mode {
             Mode::Raw => ModeCounts::default(),
             Mode::Exclusive => ModeCounts { exclusive: n, ..ModeCounts::default() },
