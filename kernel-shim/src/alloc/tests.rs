@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Barrier;
 use std::vec::Vec as StdVec;
 use std::{format, thread};
 
@@ -132,24 +133,32 @@ fn arc_counts() {
 
 #[test]
 fn arc_is_dropped_once_whichever_thread_is_last() {
-    struct Guard<'a>(&'a std::sync::atomic::AtomicU32);
-    impl Drop for Guard<'_> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static DROPS: AtomicU32 = AtomicU32::new(0);
+    struct Guard;
+    impl Drop for Guard {
         fn drop(&mut self) {
-            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            DROPS.fetch_add(1, Ordering::Relaxed);
         }
     }
-    static DROPS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    for round in 1..=200 {
-        let arc = Arc::new(Guard(&DROPS), GFP_KERNEL).unwrap();
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                let arc = arc.clone();
-                scope.spawn(move || drop((arc.clone(), arc)));
-            }
-            drop(arc);
-        });
-        assert_eq!(DROPS.load(std::sync::atomic::Ordering::Relaxed), round);
-    }
+    let arc = Arc::new(Guard, GFP_KERNEL).unwrap();
+    let start = Barrier::new(4);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            let arc = arc.clone();
+            scope.spawn(|| {
+                let arc = arc;
+                start.wait();
+                for _ in 0..1_000_000 {
+                    drop(arc.clone());
+                }
+            });
+        }
+    });
+    // Every clone has been counted, there and back.
+    assert_eq!((Arc::strong_count(&arc), DROPS.load(Ordering::Relaxed)), (1, 0));
+    drop(arc);
+    assert_eq!(DROPS.load(Ordering::Relaxed), 1);
 }
 
 #[test]
@@ -310,11 +319,13 @@ fn pool_under_threads_gives_no_object_twice() {
     const THREADS: usize = 4;
     let pool = Pool::<[usize; 4], 3>::new(3, GFP_KERNEL, "contended").unwrap();
     let (mut got, mut missed) = (0, 0);
+    let start = Barrier::new(THREADS);
     thread::scope(|scope| {
         let threads: StdVec<_> = (0..THREADS)
             .map(|me| {
-                let pool = &pool;
+                let (pool, start) = (&pool, &start);
                 scope.spawn(move || {
+                    start.wait();
                     let (mut got, mut missed) = (0_u32, 0_u32);
                     for round in 0..20_000 {
                         match pool.try_alloc([me, round, 0, 0]) {
@@ -398,6 +409,12 @@ mod faults {
         assert_eq!(vec.extend_from_slice(&[2, 3], GFP_KERNEL), Err(AllocError));
         drop(fault);
         assert_eq!(vec, [1, 1, 1, 1]);
+        // With room for one of two it takes none.
+        assert_eq!((vec.pop(), vec.capacity()), (Some(1), 4));
+        let fault = fail_nth_allocation(1);
+        assert_eq!(vec.extend_from_slice(&[2, 3], GFP_KERNEL), Err(AllocError));
+        drop(fault);
+        assert_eq!(vec, [1, 1, 1]);
     }
 
     #[test]

@@ -75,6 +75,14 @@ impl RawSleepMutex {
         (word & OWNER, word & HANDOFF != 0)
     }
 
+    /// A lock that is free, with somebody in the queue who has asked to be the next owner or not.
+    #[cfg(test)]
+    pub(super) fn free_but_awaited(promised: bool) -> RawSleepMutex {
+        let lock = RawSleepMutex::new();
+        lock.owner.store(if promised { WAITERS | HANDOFF } else { WAITERS }, Ordering::Relaxed);
+        lock
+    }
+
     /// Whether somebody waits for it at this moment.
     pub fn is_contended(&self) -> bool {
         self.owner.load(Ordering::Relaxed) & WAITERS != 0

@@ -66,6 +66,14 @@ impl RawRwSem {
         self.queue.lock().len()
     }
 
+    /// `lock_shared` of a reader that is found in its way by somebody, and does `meanwhile` before it knows.
+    #[cfg(test)]
+    pub(super) fn lock_shared_late(&self, meanwhile: impl FnOnce()) {
+        self.count.fetch_add(READER, Ordering::Acquire);
+        meanwhile();
+        self.lock_shared_slow();
+    }
+
     /// Whether somebody waits for it at this moment.
     #[doc(alias = "rwsem_is_contended")]
     pub fn is_contended(&self) -> bool {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::vec::Vec;
 
-use super::{MAX_WORKERS, Work, WorkItem, Workqueue};
+use super::{IDLE, MAX_WORKERS, State, Work, WorkItem, Workqueue};
 use crate::alloc::{Arc, GFP_KERNEL, KBox, Pool, PoolBox};
 use crate::error::code;
 use crate::sched::host::InterruptContext;
@@ -206,7 +206,17 @@ struct Countdown {
     work: Work,
     queue: Option<Arc<Workqueue>>,
     left: u32,
-    scene: &'static Scene,
+    /// Dropped after `queue`.
+    scene: End,
+}
+
+/// Logs its end.
+struct End(&'static Scene);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.log.lock().unwrap().push(u32::MAX);
+    }
 }
 
 impl WorkItem for Countdown {
@@ -217,7 +227,7 @@ impl WorkItem for Countdown {
     }
 
     fn run(mut this: KBox<Countdown>) {
-        this.scene.log.lock().unwrap().push(this.left);
+        this.scene.0.log.lock().unwrap().push(this.left);
         if this.left == 0 {
             return;
         }
@@ -233,10 +243,10 @@ fn drain_waits_for_what_works_queue() {
     bounded(|| {
         let scene = Scene::new();
         let queue = Workqueue::new("again", 2).unwrap();
-        let item = Countdown { work: Work::new(), queue: Some(queue.clone()), left: 100, scene };
+        let item = Countdown { work: Work::new(), queue: Some(queue.clone()), left: 100, scene: End(scene) };
         queue.queue(KBox::new(item, GFP_KERNEL).unwrap()).ok().unwrap();
         queue.drain();
-        assert_eq!(scene.log(), (0..=100).rev().collect::<Vec<_>>());
+        assert_eq!(scene.log(), (0..=100).rev().chain([u32::MAX]).collect::<Vec<_>>());
     });
 }
 
@@ -261,10 +271,10 @@ fn a_work_may_drop_its_queue() {
     bounded(|| {
         let scene = Scene::new();
         let queue = Workqueue::new("own end", 1).unwrap();
-        let item = Countdown { work: Work::new(), queue: Some(queue.clone()), left: 3, scene };
+        let item = Countdown { work: Work::new(), queue: Some(queue.clone()), left: 3, scene: End(scene) };
         queue.queue(KBox::new(item, GFP_KERNEL).unwrap()).ok().unwrap();
         drop(queue);
-        until("it ends", || scene.log().last() == Some(&0));
+        until("it is over", || scene.log() == [3, 2, 1, 0, u32::MAX]);
     });
 }
 
@@ -338,6 +348,24 @@ fn stress() {
         queue.drain();
         assert_eq!((RUNS.load(Ordering::Relaxed), pool.available()), (queued, 16));
     });
+}
+
+/// The oldest work is the first of those queued or the oldest of those running, in whichever thread.
+#[test]
+fn the_oldest_work() {
+    let mut state = State::new();
+    assert_eq!(state.oldest(), IDLE);
+    state.running[MAX_WORKERS - 1] = 5;
+    state.running[0] = 7;
+    assert_eq!(state.oldest(), 5);
+    let work = Work::new();
+    state.next_seq = 4;
+    state.push(&work);
+    assert_eq!(state.oldest(), 4);
+    state.start(5);
+    assert_eq!(state.oldest(), 4);
+    state.running[5] = IDLE;
+    assert_eq!((state.oldest(), state.next_seq), (5, 5));
 }
 
 #[test]

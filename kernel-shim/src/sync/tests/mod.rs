@@ -7,7 +7,7 @@ mod rwsem;
 mod wait;
 
 use std::boxed::Box;
-use std::sync::mpsc;
+use std::sync::{Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -61,8 +61,10 @@ impl Pair {
     fn step(&mut self) {
         assert_eq!(self.0, self.1);
         self.0 += 1;
-        // Gives others an occasion to look.
-        core::hint::black_box(&mut *self);
+        if self.0.is_multiple_of(64) {
+            // Lets others look, even on one CPU.
+            thread::yield_now();
+        }
         self.1 += 1;
     }
 }
@@ -73,9 +75,11 @@ const ROUNDS: u64 = 20_000;
 #[test]
 fn spinlock_excludes() {
     let lock = SpinLock::new(Pair::default());
+    let start = Barrier::new(THREADS as usize);
     thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
+                start.wait();
                 for round in 0..ROUNDS {
                     if round % 3 != 0 {
                         lock.lock().step();
@@ -189,6 +193,41 @@ fn park_and_unpark_hand_a_ball_back_and_forth() {
         }
         assert_eq!(other.task().name(), "pong");
         other.join();
+    });
+}
+
+/// An unpark that hits its task on the way into the park is as good as any other.
+#[test]
+fn unpark_races_with_park() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    bounded(|| {
+        let (sent, seen) = leak((AtomicU64::new(0), AtomicU64::new(0)));
+        let sleeper = sched::spawn("sleeper", move || {
+            for round in 1..=5 * ROUNDS {
+                while sent.load(Ordering::Acquire) < round {
+                    sched::park();
+                }
+                seen.store(round, Ordering::Release);
+            }
+        })
+        .unwrap();
+        for round in 1..=5 * ROUNDS {
+            sent.store(round, Ordering::Release);
+            sched::unpark(sleeper.task());
+            // Without sleeping, to be back in time.
+            let mut spins = 0_u32;
+            until("the sleeper wakes", || {
+                while seen.load(Ordering::Acquire) < round {
+                    spins += 1;
+                    if spins.is_multiple_of(1 << 12) {
+                        return false;
+                    }
+                    core::hint::spin_loop();
+                }
+                true
+            });
+        }
+        sleeper.join();
     });
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Tests of [`Mutex`].
 
+use lock_api::RawMutex;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -17,9 +19,10 @@ fn raw<T>(mutex: &Mutex<T>) -> &RawSleepMutex {
 #[test]
 fn excludes() {
     bounded(|| {
-        let lock = leak(Mutex::new(Pair::default()));
+        let (lock, start) = leak((Mutex::new(Pair::default()), Barrier::new(THREADS as usize)));
         let threads = [(); THREADS as usize].map(|()| {
             thread::spawn(move || {
+                start.wait();
                 for round in 0..ROUNDS {
                     match round % 4 {
                         0 => until("try_lock", || lock.try_lock().map(|mut pair| pair.step()).is_some()),
@@ -101,6 +104,13 @@ fn a_waiter_who_has_lost_once_is_handed_the_lock() {
     assert!(bounded(|| (0..1000).any(|_| attempt())), "never won the race");
 }
 
+/// A lock that is free while its first waiter is on his way may be taken, unless it is promised to him.
+#[test]
+fn a_promised_lock_is_not_taken() {
+    assert!(RawSleepMutex::free_but_awaited(false).try_lock());
+    assert!(!RawSleepMutex::free_but_awaited(true).try_lock());
+}
+
 /// Waiters leave in the order of their coming if nobody barges in.
 #[test]
 fn waiters_are_served_in_order() {
@@ -119,6 +129,7 @@ fn waiters_are_served_in_order() {
             thread.join();
         }
         assert_eq!(*lock.lock(), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert!(!raw(lock).is_contended());
     });
 }
 

@@ -191,12 +191,56 @@ fn downgrade_keeps_a_writer_out() {
     });
 }
 
+/// The last reader does not wake the writer if another one seems to be there, who turns out to have to wait
+/// behind that writer: then it is him who wakes the writer.
+#[test]
+fn a_reader_that_was_in_the_way_wakes_the_writer() {
+    bounded(|| {
+        let scene = Scene::new();
+        let (counted, proceed) = leak((AtomicBool::new(false), AtomicBool::new(false)));
+        let reading = scene.sem.read();
+        let writer = scene.queue("writer", true);
+        let late = sched::spawn("late", || {
+            raw(&scene.sem).lock_shared_late(|| {
+                counted.store(true, Ordering::Release);
+                until("the reader leaves", || proceed.load(Ordering::Acquire));
+            });
+            scene.log.lock().unwrap().push("late");
+            // SAFETY: Locked just above.
+            unsafe { scene.sem.force_unlock_read() };
+        })
+        .unwrap();
+        until("it has counted itself", || counted.load(Ordering::Acquire));
+        drop(reading);
+        assert!(scene.log.lock().unwrap().is_empty());
+        proceed.store(true, Ordering::Release);
+        assert_eq!(scene.log(1), ["writer"]);
+        writer.leave();
+        late.join();
+        assert_eq!(scene.log(2), ["writer", "late"]);
+        drop(scene.sem.try_write().unwrap());
+    });
+}
+
+/// Such a reader has the lock if the writer who was in his way has gone and nobody waits.
+#[test]
+fn a_reader_may_find_the_writer_gone() {
+    let sem = RwSemaphore::new(());
+    let writing = sem.write();
+    raw(&sem).lock_shared_late(|| drop(writing));
+    assert!(sem.try_write().is_none());
+    drop(sem.try_read().unwrap());
+    // SAFETY: Locked above.
+    unsafe { sem.force_unlock_read() };
+    drop(sem.try_write().unwrap());
+}
+
 /// Readers share, writers exclude, and every way in and out comes to an end.
 #[test]
 fn stress() {
     bounded(|| {
         const ROUNDS: u32 = 10_000;
-        let sem = leak(RwSemaphore::new(Pair::default()));
+        let (sem, start) = leak((RwSemaphore::new(Pair::default()), sync::Barrier::new(THREADS as usize)));
         // Readers inside; -1 for a writer.
         let inside = leak(AtomicI32::new(0));
         let read = |pair: &Pair| {
@@ -214,6 +258,7 @@ fn stress() {
             .map(|me| {
                 thread::spawn(move || {
                     let mut steps = 0;
+                    start.wait();
                     for round in 0..ROUNDS {
                         match (round * 7 + me * 3) % 8 {
                             0..=3 => read(&sem.read()),
