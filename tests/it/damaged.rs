@@ -7,6 +7,7 @@
 
 mod anything;
 mod directories;
+mod faults;
 mod maps;
 mod victim;
 
@@ -19,7 +20,7 @@ use ext4_dio_tests::reader::{Reader, corrupt};
 use kernel_shim::error::Error;
 use kernel_shim::error::code::{EFSBADCRC, EFSCORRUPTED};
 
-use victim::{Victim, put32};
+use victim::{Change, Victim, put32};
 
 fn refused(result: Ext4Result<Reader>) -> Refused {
     match result.map(|_| ()) {
@@ -185,8 +186,8 @@ fn devices_too_small_for_a_super_block_are_no_file_system() {
 #[test]
 fn group_descriptors_that_cannot_be_are_corrupt() {
     let all = 8192;
-    type Change = fn(&mut [u8]);
-    let cases: [(Change, fn(Group) -> Corrupt); 9] = [
+    type Expected = fn(Group) -> Corrupt;
+    let cases: [(Change, Expected); 9] = [
         (|raw| put32(raw, 0, 0), Corrupt::BlockBitmapPlace),
         (|raw| put32(raw, 0, 1), Corrupt::BlockBitmapPlace),
         (|raw| put32(raw, 0, 8192), Corrupt::BlockBitmapPlace),

@@ -2,6 +2,7 @@
 //! What ext4-dio finds on sound file systems, against what e2fsprogs says is there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ext4_dio::dir::{Node, is_dx};
 use ext4_dio::disk::InodeExtraView;
@@ -70,9 +71,14 @@ fn kinds() -> Vec<(&'static str, Mkfs)> {
     ]
 }
 
-fn make(spec: &Mkfs) -> (Image, Source) {
-    let source = standard_source(spec.block_size);
-    (Image::make(spec, Some(source.path())), source)
+/// An image of one of the kinds; its bytes are made once, for many tests.
+fn make(spec: &Mkfs) -> Image {
+    static MADE: Mutex<BTreeMap<String, Arc<OnceLock<Vec<u8>>>>> = Mutex::new(BTreeMap::new());
+    let made = {
+        let mut all = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(format!("{spec:?}")).or_default().clone()
+    };
+    Image::from_bytes(made.get_or_init(|| Image::make(spec, Some(standard_source(spec.block_size).path())).bytes()))
 }
 
 /// An extent as `debugfs` prints it: logical block, length, physical block, unwritten.
@@ -103,7 +109,7 @@ fn our_ex(reader: &Reader, path: &str) -> Vec<Ex> {
 #[test]
 fn every_kind_reads_as_it_was_written() {
     for (kind, spec) in kinds() {
-        let (image, source) = make(&spec);
+        let (image, source) = (make(&spec), standard_source(spec.block_size));
         let reader = Reader::new(&image.bdev()).unwrap_or_else(|error| panic!("{kind}: {error}"));
         assert_eq!(reader.sb.s_blocksize, spec.block_size, "{kind}");
         for path in ["hello.txt", "empty", "dir/sub/deep.txt", "big.bin", "few", "many"] {
@@ -148,7 +154,7 @@ fn the_kinds_are_what_they_are_called() {
 #[test]
 fn block_maps_agree_with_debugfs() {
     for (kind, spec) in kinds() {
-        let (image, _source) = make(&spec);
+        let image = make(&spec);
         let reader = Reader::new(&image.bdev()).expect("sound");
         for path in ["/big.bin", "/few", "/many"] {
             let ours = our_ex(&reader, path);
@@ -196,7 +202,7 @@ fn trees_of_depth_0_to_3_agree_with_debugfs() {
 fn unwritten_extents_are_told_apart() {
     for block_size in [1024, 4096] {
         let spec = Mkfs { block_size, ..Mkfs::default() };
-        let (image, _source) = make(&spec);
+        let image = make(&spec);
         // Into a file with a leaf block, into an empty one, and over the longest an unwritten extent can be.
         image.debugfs("fallocate /many 2000 2100");
         image.debugfs("fallocate /empty 10 60");
@@ -211,7 +217,7 @@ fn unwritten_extents_are_told_apart() {
 
 #[test]
 fn holes_are_as_long_as_they_are() {
-    let (image, _source) = make(&Mkfs::default());
+    let image = make(&Mkfs::default());
     let reader = Reader::new(&image.bdev()).expect("sound");
     let few = reader.lookup("few").expect("there");
     let hole = reader.map(&few, 1).expect("sound");
@@ -261,7 +267,7 @@ fn debugfs_time(words: &str) -> Timespec64 {
 #[test]
 fn inodes_agree_with_debugfs() {
     for (kind, spec) in kinds() {
-        let (image, _source) = make(&spec);
+        let image = make(&spec);
         let set = |field: &str, value: &str| format!("set_inode_field /hello.txt {field} {value}");
         let mut script =
             vec![set("uid", "70000"), set("gid", "80000"), set("mode", "0104755"), set("generation", "77")];
@@ -308,7 +314,7 @@ fn inodes_agree_with_debugfs() {
 #[test]
 fn directories_agree_with_debugfs() {
     for (kind, spec) in kinds() {
-        let (image, _source) = make(&spec);
+        let image = make(&spec);
         let reader = Reader::new(&image.bdev()).expect("sound");
         for path in ["/", "/dir", "/names"] {
             let node = reader.lookup(path).expect("there");
@@ -413,7 +419,7 @@ fn names_with_one_hash_may_go_on_in_the_next_leaf() {
 
 #[test]
 fn paths_lead_where_they_do_on_linux() {
-    let (image, _source) = make(&Mkfs::default());
+    let image = make(&Mkfs::default());
     let reader = Reader::new(&image.bdev()).expect("sound");
     let ino = |path: &str| reader.lookup(path).map(|node| node.disk.i_ino).map_err(Error::from);
     let hello = ino("/hello.txt").expect("there");
@@ -460,7 +466,7 @@ fn paths_lead_where_they_do_on_linux() {
 #[test]
 fn updated_inodes_are_what_e2fsck_and_debugfs_expect() {
     for (kind, spec) in kinds() {
-        let (image, _source) = make(&spec);
+        let image = make(&spec);
         let bdev = image.bdev();
         let sb = ext4_fill_super(bdev.clone(), "").unwrap_or_else(|error| panic!("{kind}: {error}"));
         assert!(!sb.is_rdonly(), "{kind}");

@@ -56,6 +56,11 @@ pub struct Image {
     dir: TempDir,
 }
 
+/// A directory in memory if the machine has a place for that: images are synced by those who make them.
+fn scratch() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory for images and files")
+}
+
 /// A program of e2fsprogs, found where root would find it, too, and with a clock that stands still.
 pub fn e2fsprogs(program: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
@@ -77,8 +82,7 @@ fn run(command: &mut Command) -> Output {
 impl Image {
     /// Makes a file system with the files of directory `source`, if any.
     pub fn make(spec: &Mkfs, source: Option<&Path>) -> Self {
-        let dir = tempfile::tempdir().expect("a directory for the image");
-        let image = Self { dir };
+        let image = Self { dir: scratch() };
         let mut command = e2fsprogs("mke2fs");
         // mke2fs's own configuration is left out so that what a type means does not depend on the machine.
         let features = match spec.fs_type {
@@ -109,8 +113,7 @@ impl Image {
 
     /// An image with these bytes.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let dir = tempfile::tempdir().expect("a directory for the image");
-        let image = Self { dir };
+        let image = Self { dir: scratch() };
         fs::write(image.path(), bytes).expect("room for the image");
         image
     }
@@ -211,7 +214,7 @@ impl Default for Source {
 impl Source {
     /// An empty directory.
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a directory for files") }
+        Self { dir: scratch() }
     }
 
     /// Where it is.

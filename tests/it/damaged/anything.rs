@@ -9,14 +9,14 @@ use ext4_dio_tests::images::{Image, Mkfs, Source, peek, poke};
 use super::victim::Victim;
 
 /// A small file system with one of each structure.
-fn tiny(features: &'static str, fs_type: &'static str) -> Vec<u8> {
+pub(super) fn tiny(features: &'static str, fs_type: &'static str) -> Vec<u8> {
     let source = Source::new();
     source.file("hello.txt", b"hello\n").fragmented("frag", 1024, 40).symlink("fast", "hello.txt");
     source.symlink("slow", &"./".repeat(40));
     for i in 0..40 {
         source.file(&format!("d/{i:04}{}", "x".repeat(120)), b"");
     }
-    let spec = Mkfs { block_size: 1024, size_kib: 1 << 10, inodes: 128, features, fs_type, ..Mkfs::default() };
+    let spec = Mkfs { block_size: 1024, size_kib: 4 << 10, inodes: 128, features, fs_type, ..Mkfs::default() };
     let image = Image::make(&spec, Some(source.path()));
     image.index_directories();
     image.bytes()
@@ -28,13 +28,13 @@ fn change_every_byte(victim: &Victim, ranges: &[(u64, usize)], fix: &dyn Fn(&Vic
     let (mut errors, mut mounts) = (0, 0);
     for (start, len) in ranges {
         let before = peek(&victim.bdev, *start, *len);
-        for offset in 0..*len {
-            for value in [0, 0xff, before[offset] ^ 1, before[offset] ^ 0x80] {
-                if value == before[offset] {
+        for (offset, old) in (*start..).zip(before) {
+            for value in [0, 0xff, old ^ 1, old ^ 0x80] {
+                if value == old {
                     continue;
                 }
                 let block = peek(&victim.bdev, start / 1024 * 1024, 1024);
-                poke(&victim.bdev, start + offset as u64, &[value]);
+                poke(&victim.bdev, offset, &[value]);
                 fix(victim, *start);
                 mounts += 1;
                 errors += usize::from(victim.mount().and_then(|reader| reader.walk(500)).is_err());

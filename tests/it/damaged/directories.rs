@@ -7,13 +7,12 @@ use ext4_dio::namei::{ext4_find_entry, ext4_readlink};
 use ext4_dio_tests::images::peek;
 use ext4_dio_tests::reader::corrupt;
 
-use super::victim::{BLOCK, Victim, put16, put32};
+use super::victim::{BLOCK, Change, Expected, Victim, put16, put32};
 
 #[test]
 fn directory_entries_that_cannot_be_are_corrupt() {
     // In the first block of "dir": ".", "..", "file", at 0, 12 and 24, and the checksum's entry at the end.
-    type Change = fn(&mut [u8]);
-    let cases: [(Change, fn(Ino) -> Corrupt); 11] = [
+    let cases: [(Change, Expected); 11] = [
         (|raw| put16(raw, 12 + 4, 0), Corrupt::DirEntryRecLen),
         (|raw| put16(raw, 12 + 4, 8), Corrupt::DirEntryRecLen),
         (|raw| put16(raw, 12 + 4, 14), Corrupt::DirEntryAlign),
@@ -73,8 +72,7 @@ fn dx_node(victim: &Victim) -> u32 {
 
 #[test]
 fn hash_trees_that_cannot_be_are_taken_note_of_and_done_without() {
-    type Change = fn(&mut [u8]);
-    let cases: [(bool, Change, fn(Ino) -> Corrupt); 11] = [
+    let cases: [(bool, Change, Expected); 11] = [
         (true, |raw| raw[0x1c] = 3, Corrupt::DxHash),
         (true, |raw| raw[0x1c] = 6, Corrupt::DxHash),
         (true, |raw| raw[0x1f] = 1, Corrupt::DxFlags),

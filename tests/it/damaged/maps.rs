@@ -8,12 +8,11 @@ use ext4_dio_tests::images::{peek, poke};
 use ext4_dio_tests::reader::corrupt;
 use kernel_shim::error::code::EFSCORRUPTED;
 
-use super::victim::{BLOCK, Victim, put16, put32};
+use super::victim::{BLOCK, Change, Expected, Victim, put16, put32};
 
 #[test]
 fn inodes_that_cannot_be_are_corrupt() {
-    type Change = fn(&mut [u8]);
-    let cases: [(Change, fn(Ino) -> Corrupt); 8] = [
+    let cases: [(Change, Expected); 8] = [
         (|raw| put16(raw, 0x80, 200), Corrupt::InodeExtraIsize),
         (|raw| put16(raw, 0x80, 30), Corrupt::InodeExtraIsize),
         (|raw| put16(raw, 0x80, 0xffff), Corrupt::InodeExtraIsize),
@@ -57,7 +56,7 @@ fn extents_in_the_inode_that_cannot_be_are_corrupt() {
     // A header of 12 bytes, then entries of 12 bytes: block, length, high and low half of the physical block.
     let table = |victim: &Victim| victim.sound.sb.ext4_get_group_desc(Group(0)).expect("there").inode_table.0 as u32;
     let first_table = table(&Victim::new()).to_le_bytes();
-    let cases: Vec<(&str, usize, Vec<u8>, fn(Ino) -> Corrupt)> = vec![
+    let cases: Vec<(&str, usize, Vec<u8>, Expected)> = vec![
         ("few", 0, vec![0, 0], Corrupt::ExtentMagic),
         ("few", 6, vec![6, 0], Corrupt::ExtentDepth),
         ("few", 6, vec![0xff, 0xff], Corrupt::ExtentDepth),
@@ -91,10 +90,9 @@ fn extents_in_the_inode_that_cannot_be_are_corrupt() {
 
 #[test]
 fn extent_nodes_that_cannot_be_are_corrupt() {
-    type Change = fn(&mut [u8]);
     let index = 1;
     let leaf = 2;
-    let cases: [(usize, Change, fn(Ino) -> Corrupt); 13] = [
+    let cases: [(usize, Change, Expected); 13] = [
         (index, |raw| put16(raw, 0, 0), Corrupt::ExtentMagic),
         (index, |raw| put16(raw, 6, 0), Corrupt::ExtentDepth),
         (index, |raw| put16(raw, 6, 2), Corrupt::ExtentDepth),

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use ext4_dio::checksum::*;
-use ext4_dio::corrupt::Ext4Result;
+use ext4_dio::corrupt::{Corrupt, Ext4Result};
 use ext4_dio::dir::Node;
 use ext4_dio::ext4::{Group, Ino, Lblk};
 use ext4_dio::extents::ext4_find_extent;
@@ -12,6 +12,11 @@ use ext4_dio::ialloc::ext4_get_inode_loc;
 use ext4_dio_tests::images::{Image, Mkfs, Source, peek, poke, ram_disk};
 use ext4_dio_tests::reader::Reader;
 use kernel_shim::block::Bdev;
+
+/// Damage to the bytes of one structure.
+pub(super) type Change = fn(&mut [u8]);
+/// The corruption to be found, but for its inode.
+pub(super) type Expected = fn(Ino) -> Corrupt;
 
 pub(super) const BLOCK: usize = 1024;
 
