@@ -31,8 +31,9 @@ pub struct IoEnd {
     pub flag: IoEndFlags,
 }
 
-/// Asynchronous direct writes of one mount that can be under way at once.
-const IO_END_POOL: usize = 1024;
+/// For the 1024 direct writes of one mount that the direct-I/O layer lets be under way at once, and for as many submitters that
+/// have theirs already and wait for a place there.
+const IO_END_POOL: usize = 2048;
 
 /// The part of the mount that direct I/O owns.
 pub struct DioInfo {

@@ -2,5 +2,8 @@
 //! The integration tests, in one binary.
 
 mod damaged;
+mod faults;
 mod hunks;
 mod ondisk;
+mod parallel;
+mod races;

@@ -213,7 +213,8 @@ where
         let whole = (i_size - req.offset) as usize;
         iter.truncate(whole.div_ceil(lbs) * lbs);
     }
-    let is_async = !iocb.is_sync() && !(req.rw == Rw::Write && end > i_size);
+    let extends = req.rw == Rw::Write && end > i_size;
+    let is_async = !iocb.is_sync() && !extends;
     let dsync = req.rw == Rw::Write && iocb.is_dsync();
     let dio = sb.s_dio.alloc(Dio {
         refcount: AtomicU32::new(1),
@@ -426,7 +427,7 @@ impl<F: FileSystem> WorkItem for Dio<F> {
 /// The end of an I/O whose bios have all ended: conversion, cache, durability, count, and, if `aio`, the
 /// listener. Sleeps only if the dio was marked so, or called by the submitter.
 fn dio_complete<F: FileSystem>(mut dio: PoolBox<Dio<F>>, failed: Option<Error>, aio: bool) -> Result<usize> {
-    // SAFETY: by the type's invariant; `filp` below keeps it to the end of this function.
+    // SAFETY: by the type's invariant; `filp` below keeps it as long as it is used.
     let inode = unsafe { dio.inode.as_ref() };
     let mut ret = match (dio.io_error.load(Ordering::Relaxed), failed) {
         (0, Some(e)) if dio.size == 0 => Err(e),
@@ -446,16 +447,21 @@ fn dio_complete<F: FileSystem>(mut dio: PoolBox<Dio<F>>, failed: Option<Error>, 
     }
     // A synchronous writer, and one whose submission ended with a result, syncs by itself. Not at submission of an
     // asynchronous one: that would promise durability of data that is still under way (G13).
-    if aio && dio.dsync && matches!(ret, Ok(1..)) && !reverted(Fix::G13) {
-        if let Err(e) = F::fsync(inode, offset, offset + size - 1, dio.datasync) {
-            ret = Err(e);
-        }
+    if aio
+        && dio.dsync
+        && matches!(ret, Ok(1..))
+        && !reverted(Fix::G13)
+        && let Err(e) = F::fsync(inode, offset, offset + size - 1, dio.datasync)
+    {
+        ret = Err(e);
     }
-    let ki_complete = dio.ki_complete.take();
-    let _filp = dio.filp.take();
+    let (ki_complete, filp) = (dio.ki_complete.take(), dio.filp.take());
     inode.i_sb().s_dio.free(dio);
-    // From here on truncate may pass; the inode itself stays while the file or the submitter holds it.
+    // From here on truncate may pass.
     inode.inode_dio_done();
+    // Before the listener hears: who closes the file then and unmounts does not find it open. Nothing of the inode is touched
+    // any more.
+    drop(filp);
     if let (true, Some(ki_complete)) = (aio, ki_complete) {
         ki_complete.complete(ret);
     }

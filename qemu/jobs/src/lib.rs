@@ -105,10 +105,8 @@ pub(crate) fn errno(e: Error) -> String {
 /// The mount that `step` wants, made if it is not there.
 fn mount_for<'m>(step: &Step, disks: &[Bdev], mounted: &'m mut Option<Mounted>) -> Result<Option<&'m Mounted>, String> {
     let Target::Ext4 { disk, options } = &step.target else { return Ok(None) };
-    if mounted.as_ref().is_some_and(|m| m.disk != *disk || m.options != *options) {
-        if let Some(m) = mounted.take() {
-            unmount(m)?;
-        }
+    if let Some(m) = mounted.take_if(|m| m.disk != *disk || m.options != *options) {
+        unmount(m)?;
     }
     if mounted.is_none() {
         let bdev = disks.get(*disk as usize).ok_or_else(|| format!("there is no disk {disk}"))?;

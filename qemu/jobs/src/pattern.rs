@@ -26,7 +26,7 @@ impl Rng {
     #[inline]
     pub fn below(&mut self, n: u64) -> u64 {
         // The top 32 bits scaled: no division, and a bias far below what I/O could show.
-        if n <= u64::from(u32::MAX) { (self.next_u64() >> 32) * n >> 32 } else { self.next_u64() % n }
+        if n <= u64::from(u32::MAX) { ((self.next_u64() >> 32) * n) >> 32 } else { self.next_u64() % n }
     }
 }
 
