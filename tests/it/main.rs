@@ -7,3 +7,4 @@ mod hunks;
 mod ondisk;
 mod parallel;
 mod races;
+mod semantics;
