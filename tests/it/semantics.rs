@@ -26,7 +26,6 @@ fn a_write_moves_the_times_and_a_mount_later_they_are_there() {
     assert_eq!(write(&file, 0, Pages::new(4096, 1).bytes()), Ok(4096));
     let after = file.f_inode().i_times();
     assert!(after.i_mtime > before.i_mtime && after.i_ctime == after.i_mtime, "{after:?}");
-    assert!(after.i_mtime.tv_nsec.is_multiple_of(4_000_000), "the coarse clock");
     assert_eq!(after.i_atime, before.i_atime);
     assert_eq!(read(&file, 0, 4096).map(|b| b.len()), Ok(4096));
     assert!(file.f_inode().i_times().i_atime >= after.i_mtime, "relatime");
