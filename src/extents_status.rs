@@ -165,9 +165,18 @@ impl LastHit {
     /// The extent, unless it does not contain `lblk` or is just being changed.
     #[inline]
     fn get(&self, lblk: u32) -> Option<ExtentStatus> {
+        self.get_in_steps(lblk, |_| ())
+    }
+
+    /// [`LastHit::get`], with something done before each of its steps from the second on: a test's way between them.
+    #[inline(always)]
+    fn get_in_steps(&self, lblk: u32, between: impl Fn(u32)) -> Option<ExtentStatus> {
         let seq = self.seq.load(Ordering::Acquire);
+        between(1);
         let range = self.range.load(Ordering::Relaxed);
+        between(2);
         let es_pblk = self.es_pblk.load(Ordering::Relaxed);
+        between(3);
         // The two words are read before the count is read again.
         fence(Ordering::Acquire);
         if seq & 1 != 0 || self.seq.load(Ordering::Relaxed) != seq {
@@ -179,13 +188,22 @@ impl LastHit {
 
     /// Called with the tree's lock held.
     fn set(&self, es: Option<ExtentStatus>) {
+        self.set_in_steps(es, |_| ());
+    }
+
+    /// [`LastHit::set`], as [`LastHit::get_in_steps`].
+    #[inline(always)]
+    fn set_in_steps(&self, es: Option<ExtentStatus>, between: impl Fn(u32)) {
         let range = es.map_or(0, |es| u64::from(es.es_lblk) << 32 | u64::from(es.es_len));
         let seq = self.seq.load(Ordering::Relaxed);
         self.seq.store(seq.wrapping_add(1), Ordering::Relaxed);
         // Whoever sees one of the two words below sees the odd count, too.
         fence(Ordering::Release);
+        between(1);
         self.range.store(range, Ordering::Relaxed);
+        between(2);
         self.es_pblk.store(es.map_or(0, |es| es.es_pblk), Ordering::Relaxed);
+        between(3);
         self.seq.store(seq.wrapping_add(2), Ordering::Release);
     }
 }
@@ -488,5 +506,32 @@ mod tests {
         assert_eq!(known, ES_MAX);
         tree.clear();
         assert_eq!(ask(&tree, 0), None);
+    }
+
+    #[test]
+    fn a_read_without_the_lock_is_whole_wherever_a_change_comes_in_between() {
+        let (old, new) = (es(0, 8, 1000, EsStatus::Written), es(0, 16, 1 << 40, EsStatus::Unwritten));
+        for changed in [Some(new), None] {
+            for step in 0..5 {
+                // The change between two steps of the reader.
+                let last = LastHit::new();
+                last.set(Some(old));
+                let read = last.get_in_steps(3, |at| {
+                    if at == step {
+                        last.set(changed)
+                    }
+                });
+                assert_eq!(read, (!(1..=3).contains(&step)).then_some(old), "step {step}");
+                // The reader between two steps of the change.
+                let last = LastHit::new();
+                last.set(Some(old));
+                last.set_in_steps(changed, |at| {
+                    if at == step {
+                        assert_eq!(last.get(3), None, "step {step}");
+                    }
+                });
+                assert_eq!(last.get(3), changed);
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use ext4_dio::checksum::ext4_extent_block_csum;
 use ext4_dio::corrupt::Corrupt;
-use ext4_dio::ext4::{EXT4_ROOT_INO, Fsblk, Group, Ino};
+use ext4_dio::ext4::{EXT4_ROOT_INO, Fsblk, Group};
 use ext4_dio_tests::images::{peek, poke};
 use ext4_dio_tests::reader::corrupt;
 use kernel_shim::error::code::EFSCORRUPTED;
