@@ -57,10 +57,8 @@ mod config {
     pub(super) const MAX_WRITE_ZEROES_SECTORS: usize = 48;
 }
 
-/// A third of this is what a queue holds in flight.
+/// Descriptors of a queue, of which a request has three.
 const MAX_QUEUE_SIZE: u16 = 1024;
-/// Fewer descriptors would not even make a queue of one request.
-const MIN_QUEUE_SIZE: u16 = 4;
 /// Pieces of memory in a request: each slot has a table for so many.
 const MAX_SEGMENTS: u16 = 64;
 /// Bytes in a request.
@@ -185,7 +183,7 @@ impl Negotiated {
         shared: bool,
     ) -> Result<&'static Queue, Refusal> {
         let size = self.transport.max_queue_size(index).min(u32::from(MAX_QUEUE_SIZE)) as u16;
-        if size < MIN_QUEUE_SIZE || !size.is_power_of_two() {
+        if !size.is_power_of_two() {
             return Err(format!("queue {index} has {size} entries"));
         }
         let cpu = percpu::cpu(u32::from(index));

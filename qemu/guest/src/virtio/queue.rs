@@ -77,6 +77,10 @@ struct Slot {
     request: Option<NonNull<()>>,
 }
 
+/// A queue that would have fewer slots of three descriptors has slots of one. The device is quicker with
+/// descriptors in the ring, but requests in flight count for more.
+const MIN_DEPTH: u16 = 128;
+
 /// End of the list of free slots.
 const NO_SLOT: u16 = u16::MAX;
 
@@ -104,8 +108,11 @@ struct Ring {
 /// See the module.
 pub(crate) struct Queue {
     mask: u16,
-    /// Slots: a third of the descriptors. Slot s has descriptors s, slots + s and 2 slots + s.
+    /// How many there are.
     nr_slots: u16,
+    /// A slot has three descriptors of the ring: s, slots + s and 2 slots + s. Else it has one, and
+    /// every request is described in the slot's indirect table.
+    direct: bool,
     /// Most pieces of memory in a request.
     max_segments: u16,
     index: u16,
@@ -143,10 +150,12 @@ fn address<T>(p: NonNull<T>) -> u64 {
 impl Queue {
     /// A queue of `size` descriptors, a power of two. Never freed: the device has it.
     pub(super) fn new(index: u16, size: u16, max_segments: u16, doorbell: NonNull<u16>, shared: bool) -> Self {
-        let nr_slots = size / 3;
+        let direct = size / 3 >= MIN_DEPTH;
+        let nr_slots = if direct { size / 3 } else { size };
         let queue = Self {
             mask: size - 1,
             nr_slots,
+            direct,
             max_segments,
             index,
             desc: leak_zeroed(usize::from(size), 16),
@@ -175,13 +184,15 @@ impl Queue {
                     sector: 0,
                     range: [0; 2],
                     status: status::NONE,
-                    unusual: false,
+                    unusual: !direct,
                     next_free: if s + 1 < nr_slots { s + 1 } else { NO_SLOT },
                     request: None,
                 });
-                queue.write_usual(s);
-                let status = Desc { address: queue.status_address(s), rest: 1 | DEVICE_WRITES };
-                queue.desc.add(usize::from(2 * nr_slots + s)).write(status);
+                if direct {
+                    queue.write_usual(s);
+                    let status = Desc { address: queue.status_address(s), rest: 1 | DEVICE_WRITES };
+                    queue.desc.add(usize::from(2 * nr_slots + s)).write(status);
+                }
                 queue.table(s).write(Desc { address: address(queue.slot(s)), rest: 16 | NEXT | 1 << 48 });
             }
         }
@@ -359,7 +370,7 @@ impl Queue {
             _ => kind::WRITE_ZEROES,
         };
         match (slot.kind, request.single_vec()) {
-            (kind::IN | kind::OUT, Some(v)) => {
+            (kind::IN | kind::OUT, Some(v)) if self.direct => {
                 if slot.unusual {
                     // SAFETY: the slot is ours.
                     unsafe { self.write_usual(s) };
@@ -367,7 +378,7 @@ impl Queue {
                 }
                 self.describe_one(s, v, slot.kind);
             }
-            (kind::IN | kind::OUT, None) => self.describe_many(s, slot, request),
+            (kind::IN | kind::OUT, _) => self.describe_many(s, slot, request),
             (kind::FLUSH, _) => self.finish_table(s, slot, 1),
             _ => self.describe_range(s, slot, request),
         }
