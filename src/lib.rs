@@ -1,5 +1,105 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! ext4's direct-I/O engine.
+//! ext4's direct-I/O engine: aligned overwrites of one file, many at once, without `i_mutex`.
+//!
+//! In 2012 Linux took "ext4: don't take the i_mutex lock when doing DIO overwrites". A direct write over blocks that are allocated and
+//! written changes nothing but data, so it need not hold the inode's lock while the device works. This crate is that patch in
+//! Rust, on real `mke2fs` file systems, with the holes closed that the patch had, and built like `fs/ext4`: C names in files
+//! of the C files' names, against [`kernel_shim`] instead of the kernel.
+//!
+//! ```no_run
+//! use ext4_dio::{Kiocb, ext4_mount, ext4_open, ext4_umount, file::ext4_file_write};
+//! use kernel_shim::{block::Bdev, error::Result, fs::{IoVec, IovIter, OpenFlags}};
+//!
+//! fn overwrite(disk: Bdev, block: &[u8]) -> Result {
+//!     let sb = ext4_mount(disk, "dioread_nolock")?;
+//!     let file = ext4_open(&sb, "/data", OpenFlags::O_RDWR | OpenFlags::O_DIRECT)?;
+//!     let iov = [IoVec::source(block)];
+//!     let written = ext4_file_write(&mut Kiocb::new_sync(&file, 0), &mut IovIter::new(&iov))?;
+//!     assert_eq!(written, block.len());
+//!     drop(file);
+//!     ext4_umount(&sb)
+//! }
+//! ```
+//!
+//! # One write, from entry to bio
+//!
+//! ```text
+//! ext4_file_write                          file.rs
+//!  └ ext4_file_dio_write                    lock i_mutex; plug; checks; verdict -> iocb.private; unlock; sync; unplug
+//!     └ __generic_file_aio_write             kernel-shim mm/filemap.rs: set-user-ID off, times
+//!        └ generic_file_direct_write          drops cached pages
+//!           └ ext4_direct_IO                   inode.rs
+//!              └ ext4_ext_direct_IO              verdict "overwrite": DioLock::release, i_mutex is free
+//!                 └ __blockdev_direct_IO           kernel-shim fs/direct_io.rs: map, pin, bios
+//!                    ├ ext4_get_block_write_nolock -> ext4_map_blocks -> extents_status.rs, extents.rs
+//!                    └ submit_bio -> the device
+//!                 'retake_lock: DioLock::retake_lock, i_mutex is held again
+//! completion: bio's end, any context -> dio_complete -> ext4_end_io_dio -> cached pages -> O_DSYNC -> i_dio_count -> ki_complete
+//! ```
+//!
+//! # Lock modes
+//!
+//! | mount option | a write over written blocks is protected by | is |
+//! |---|---|---|
+//! | `dioread_lock` | `i_mutex` throughout | before the patch |
+//! | `dioread_nolock,dio_window=i_data_sem` | its count in `i_dio_count`, and `i_data_sem` for reading | the patch, counted in time |
+//! | `dioread_nolock` (default) | its count alone | ours: several extents, too |
+//!
+//! Whatever changes the map of a file takes `i_mutex`, which keeps new writes from leaving it, and waits until `i_dio_count` is 0.
+//! So while a write is counted, the blocks it has looked up stay the file's, and nothing else is needed.
+//!
+//! # Lock order
+//!
+//! `aio_mutex` → `i_mutex` → `i_sync` → `i_data_sem` → a buffer's lock → (spin) `i_es_tree`, `i_times`, tables of inodes and pages.
+//!
+//! * Nobody waits for `i_mutex` with `i_data_sem` held: [`dio_lock::DioLock::retake_lock`] gives the semaphore back first.
+//! * A write is counted before its first unlock (G1), and the count goes when everything else is done.
+//! * After any unlock and lock all checks are made anew.
+//! * Memory is faulted in before `i_data_sem` is taken (G6).
+//! * A completion neither sleeps nor allocates; what must, goes to a worker.
+//!
+//! # C and Rust
+//!
+//! | fs/ext4 | here |
+//! |---|---|
+//! | file.c | [`file`] |
+//! | inode.c | [`inode`]; reading and writing inodes in [`ialloc`]; tables of operations, `iget`, mount in `ops` |
+//! | page-io.c | [`page_io`] |
+//! | fsync.c | [`fsync`] |
+//! | extents.c, extents_status.c, indirect.c | [`extents`], [`extents_status`], [`indirect`] |
+//! | super.c | [`sb`], its parts [`sb_geometry`] and [`sb_options`] |
+//! | balloc.c, block_validity.c | [`balloc`], [`block_validity`] |
+//! | dir.c, namei.c, hash.c | [`dir`], [`namei`], its part [`dx`], [`hash`] |
+//! | ext4.h | [`ext4`], [`disk`], [`corrupt`], [`checksum`] |
+//! | nothing | [`dio_lock`]: what C does with statements, as a type |
+//!
+//! # Where it deviates from C
+//!
+//! Each place bears `PORT:` in the source.
+//!
+//! | what | C | here | why |
+//! |---|---|---|---|
+//! | held `i_mutex` | a rule | [`Locked`], a value that moves | leaving without it does not compile |
+//! | `kiocb.private` | a pointer used by submission and completion | moves into the request | no two owners (G4, G5) |
+//! | write checks | after the verdict | before | `O_APPEND` moves the write (G37) |
+//! | counting in flight | after the unlock | before | G1 |
+//! | verdict over several extents | one look-up, so no | each extent is asked, in the default mode | G23 |
+//! | bad address half-way | rest of the blocks from the zero page | what was before it is written, the rest keeps its data | G9 |
+//! | `O_DSYNC` when queued | synced at submission | synced at completion | G13 |
+//! | cached pages | dropped after submission | dropped at completion | G11 |
+//! | unaligned at or past `i_size` | taken for aligned | unaligned | G18 |
+//! | aio mutex and wait queue | 37 for all inodes of all mounts | one per inode | G20 |
+//! | extent status tree | red-black tree, rwlock | sorted array of bounded length, spin lock | no allocation that must succeed |
+//! | times | reach the disk with the inode's next change | stay in memory until fsync, sync or unmount (`lazytime`) | no journal handle in the write path |
+//! | file system state while mounted | not clean without a journal | left as it is | nothing here changes metadata that depend on each other |
+//!
+//! # Limits
+//!
+//! What would allocate blocks or convert unwritten ones answers `EOPNOTSUPP` and changes nothing: writes into holes, past the end, into
+//! preallocated blocks, through the page cache. A journal that needs recovery refuses the mount; an empty one is left alone. Names can
+//! be looked up, and not changed.
+//!
+//! `src/` has no `unsafe`, no `std` and no `alloc` crate, and does not know what it runs on: [`kernel_shim::sched`] does.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `fs/direct-io.c`: from a caller's memory to bios and back, without a page cache between.
 //!
-//! One I/O is one [`Dio`], from a fixed pool. Its reference count is the number of bios in flight, plus one
+//! One I/O is one `Dio`, from a fixed pool. Its reference count is the number of bios in flight, plus one
 //! for the submitter until it has submitted all. Whoever drops the last reference completes the I/O:
 //!
 //! * synchronous: the submitter, which sleeps until only its own reference is left;

@@ -254,7 +254,7 @@ impl<F: FileSystem> Inode<F> {
     // ---- direct I/O in flight
 
     /// Counts one direct I/O in flight until the guard goes away. Whoever is about to unmap or
-    /// move blocks waits for the count ([`Inode::inode_dio_wait`]) with `i_mutex` held, so the
+    /// move blocks waits for the count ([`Locked::inode_dio_wait`]) with `i_mutex` held, so the
     /// count must be taken before `i_mutex` is given up.
     #[inline]
     pub fn inode_dio_begin(&self) -> DioCount<'_, F> {

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`super_block`] | `struct super_block`, the inode cache, [`FileSystem`] |
 //! | [`inode`] | `struct inode`: `i_mutex`, `i_size`, `i_dio_count`, times |
-//! | [`file`] | `struct file` |
+//! | [`mod@file`] | `struct file` |
 //! | [`kiocb`] | `struct kiocb`: one I/O request |
 //! | [`iov_iter`] | `struct iov_iter`: where the data is |
 //! | [`direct_io`] | `fs/direct-io.c` |
