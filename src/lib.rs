@@ -62,14 +62,14 @@
 //!
 //! | fs/ext4 | here |
 //! |---|---|
-//! | file.c | [`file`] |
+//! | file.c | [`mod@file`] |
 //! | inode.c | [`inode`]; reading and writing inodes in [`ialloc`]; tables of operations, `iget`, mount in `ops` |
 //! | page-io.c | [`page_io`] |
 //! | fsync.c | [`fsync`] |
 //! | extents.c, extents_status.c, indirect.c | [`extents`], [`extents_status`], [`indirect`] |
 //! | super.c | [`sb`], its parts [`sb_geometry`] and [`sb_options`] |
 //! | balloc.c, block_validity.c | [`balloc`], [`block_validity`] |
-//! | dir.c, namei.c, hash.c | [`dir`], [`namei`], its part [`dx`], [`hash`] |
+//! | dir.c, namei.c, hash.c | [`dir`], [`namei`], its part `dx`, [`hash`] |
 //! | ext4.h | [`ext4`], [`disk`], [`corrupt`], [`checksum`] |
 //! | nothing | [`dio_lock`]: what C does with statements, as a type |
 //!
