@@ -17,7 +17,7 @@ use crate::proc::{self, Interrupted};
 use crate::progress::{Silent, Ticker};
 use crate::qemu::{Accel, Config, Machine};
 use crate::report::{self, Matrix};
-use crate::run::{self, Limits, Outcome};
+use crate::run::{self, End, Limits, Outcome};
 use crate::symbols::{Annotate, Symbols, Unknown};
 use crate::{deps, fiojson, guest_build, plot, verdict};
 
@@ -73,18 +73,17 @@ pub fn run(args: &BootArgs) -> Result<bool> {
 
     write_log(&target, &out.log);
     report(args, &planned, &out, &accel.name(), &target)?;
-    let held = verdict::tell(args, &planned, &out, &disks)?;
+    let verdict = verdict::tell(args, &planned, &out, &disks)?;
     println!(
         "{} after {:.0} s, {:.0} s of them building",
-        if held { "everything held" } else { "NOT EVERYTHING HELD" },
+        if verdict.held { "everything held" } else { "NOT EVERYTHING HELD" },
         start.elapsed().as_secs_f64(),
         (built - start).as_secs_f64()
     );
-    // What the checks found fault with is worth a look; what a dead guest left is not.
-    if !held && out.done {
+    if verdict.disks_at_fault {
         disks.keep();
     }
-    Ok(held)
+    Ok(verdict.held)
 }
 
 /// What is to be run.
@@ -148,8 +147,10 @@ fn probe_kvm(args: &BootArgs, kernel: &Path) -> Result<Option<String>> {
     let mut vm = Machine::boot(&config)?;
     let limits = Limits { silence: Duration::from_secs(5), grace: Duration::ZERO };
     let out = run::drive(&mut vm, &plan, Some(limits), &Unknown, &mut Silent)?;
-    let detail = out.log.iter().rev().find(|l| l.starts_with("qemu: ")).map(|l| format!(" ({l})"));
-    Ok(out.failures.into_iter().next().map(|why| why + &detail.unwrap_or_default()))
+    let said = out.log.iter().rev().find_map(|l| l.strip_prefix("qemu: ")).map(|l| format!(": {l}"));
+    // A signal's number says enough; what QEMU asserts before it is long.
+    let said = said.filter(|_| !matches!(out.end, Some(End::Signal(_))));
+    Ok(out.failures.into_iter().next().map(|why| why + &said.unwrap_or_default()))
 }
 
 /// A machine's description, its plan written to `dir`.

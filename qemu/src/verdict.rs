@@ -19,6 +19,16 @@ use crate::session::{log_tail, uses_ext4};
 /// Collects what held and what did not, and shows it as it comes.
 struct Findings {
     held: bool,
+    disks_at_fault: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Everything did what it should.
+    pub held: bool,
+    /// What is on the disks is wrong, or could not be read.
+    pub disks_at_fault: bool,
 }
 
 impl Findings {
@@ -40,19 +50,22 @@ impl Findings {
         match result {
             Ok(what) => self.ok(what),
             Err(e) if e.is::<Interrupted>() => return Err(e),
-            Err(e) => self.failed(format!("{e:#}")),
+            Err(e) => {
+                self.disks_at_fault = true;
+                self.failed(format!("{e:#}"));
+            }
         }
         Ok(())
     }
 }
 
-/// Checks what the guest told and what is on the disks, and shows it; tells whether everything held.
+/// Checks what the guest told and what is on the disks, and shows it.
 ///
 /// # Errors
 ///
 /// The user stopped it.
-pub fn tell(args: &BootArgs, planned: &Planned, out: &Outcome, disks: &Disks) -> Result<bool> {
-    let mut findings = Findings { held: true };
+pub fn tell(args: &BootArgs, planned: &Planned, out: &Outcome, disks: &Disks) -> Result<Verdict> {
+    let mut findings = Findings { held: true, disks_at_fault: false };
     println!("\nchecks");
     for failure in &out.failures {
         findings.failed(failure);
@@ -63,7 +76,7 @@ pub fn tell(args: &BootArgs, planned: &Planned, out: &Outcome, disks: &Disks) ->
         println!();
         if !out.done {
             findings.skipped("the disks are not looked at: the guest did not get to its end");
-            return Ok(false);
+            return Ok(Verdict { held: false, disks_at_fault: false });
         }
     }
     for line in report::lock_lines(planned, out) {
@@ -94,7 +107,7 @@ pub fn tell(args: &BootArgs, planned: &Planned, out: &Outcome, disks: &Disks) ->
             other => findings.take(other.map(|_| String::new()))?,
         }
     }
-    Ok(findings.held)
+    Ok(Verdict { held: findings.held, disks_at_fault: findings.disks_at_fault })
 }
 
 /// The disks and files whose blocks jobs stamp.
