@@ -23,7 +23,7 @@ pub enum Errors {
     Continue,
     /// Do the same and write nothing any more.
     RemountRo,
-    /// What Linux panics on; here the same as [`Errors::RemountRo`], since an image must not stop the machine.
+    /// PORT: Linux panics; here it is the same as [`Errors::RemountRo`], since an image must not stop the machine.
     Panic,
 }
 
