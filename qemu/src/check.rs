@@ -67,8 +67,9 @@ pub struct Blocks {
     pub first: Vec<(u64, Fault)>,
 }
 
-/// Checks each `unit` bytes of `data` against its newest acknowledged generation in `table`. Where that is 0, the block must be as
-/// the host stamped it if `prestamped`, and may be anything if not. Blocks that `table` does not reach count as 0.
+/// Checks each `unit` bytes of `data` against its newest acknowledged generation in `table`. Where that is 0, the block
+/// must be as the host stamped it if `prestamped`, and may be anything if not. Blocks that `table` does not reach count
+/// as 0.
 ///
 /// # Errors
 ///
@@ -226,8 +227,8 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.active {
-            // Not through `proc`: an interrupted run cleans up all the same. MNT_DETACH leaves nothing to wait for, and the
-            // loop device goes with the mount (autoclear).
+            // Not through `proc`: an interrupted run cleans up all the same. MNT_DETACH leaves nothing to wait for, and
+            // the loop device goes with the mount (autoclear).
             let _ = rustix::mount::unmount(self.point.path(), rustix::mount::UnmountFlags::DETACH);
         }
     }

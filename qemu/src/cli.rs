@@ -10,11 +10,11 @@ use crate::plan::{Mode, ModeList};
 
 /// Boots ext4-dio in QEMU, measures parallel direct overwrites of one file, and checks the disk afterwards.
 ///
-/// Without a command: 1 to 32 writers of one file, 4 KiB random overwrites on a disk that takes 2 ms, in each lock mode and on the
-/// bare disk. Missing programs are installed with apt-get where that is possible.
+/// Without a command: 1 to 32 writers of one file, 4 KiB random overwrites on a disk that takes 2 ms, in each lock mode
+/// and on the bare disk. Missing programs are installed with apt-get where that is possible.
 ///
-/// Exit status: 0 if everything held, 1 if something did not, 2 for a wrong command line or job file and for programs that are
-/// missing, 130 if interrupted.
+/// Exit status: 0 if everything held, 1 if something did not, 2 for a wrong command line or job file and for programs
+/// that are missing, 130 if interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "ext4-dio", version)]
 pub struct Cli {
@@ -35,8 +35,8 @@ pub enum Command {
 pub struct BootArgs {
     /// fio job files, one after the other; without any, the default run's points
     ///
-    /// Keys: rw, rwmixread, bs, size, offset, offset_increment, numjobs, iodepth, ioengine (psync, libaio, io_uring), direct,
-    /// fsync, fdatasync, sync, runtime, time_based, number_ios, filename, verify (crc32c), randseed, stonewall,
+    /// Keys: rw, rwmixread, bs, size, offset, offset_increment, numjobs, iodepth, ioengine (psync, libaio, io_uring),
+    /// direct, fsync, fdatasync, sync, runtime, time_based, number_ios, filename, verify (crc32c), randseed, stonewall,
     /// group_reporting. I/O is direct unless direct=0 is given, which is refused.
     #[arg(value_name = "JOB.fio")]
     pub jobs: Vec<PathBuf>,

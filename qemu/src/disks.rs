@@ -51,8 +51,8 @@ impl Disks {
         }
         let data = files.iter().fold(0u64, |sum, f| sum.saturating_add(f.bytes));
         let ext4_bytes = user.as_ref().map_or_else(|| image::image_bytes(&files), |u| u.bytes);
-        // The raw disk, a copy of a file for the checks, and for an image of ours its files and their copies in it, and its
-        // metadata.
+        // The raw disk, a copy of a file for the checks, and for an image of ours its files and their copies in it, and
+        // its metadata.
         let need =
             if user.is_some() { data.saturating_mul(2) } else { data.saturating_mul(3).saturating_add(64 << 20) };
         let large = image::scratch_dir(need, &target.join("ext4-dio"))?;
@@ -132,8 +132,8 @@ fn announcement(user: &UserImage, files: &[FileSpec], planned: &Planned) -> Vec<
         let end = end.max().unwrap_or(file.bytes).min(file.bytes);
         let names: Vec<String> = writers.iter().map(|j| format!("[{}]", j.name)).collect();
         lines.push(format!(
-            "  {}: the content of up to {} of its {} bytes, from {start} to {end}, is overwritten for good by {} (modes {}); its mtime \
-             and ctime change",
+            "  {}: the content of up to {} of its {} bytes, from {start} to {end}, is overwritten for good by {} \
+             (modes {}); its mtime and ctime change",
             file.path,
             end.saturating_sub(start),
             file.bytes,
@@ -185,7 +185,8 @@ mod tests {
         let path = dir.path().join("img");
         let file = |p: &str| FileSpec { path: p.into(), bytes: 1 << 20, unit: 4096 };
         image::make_ext4(&path, 64 << 20, &[file("/data"), file("/b")]).unwrap();
-        let text = "[w]\nfilename=/data\nrw=randwrite\nsize=64k\noffset=64k\nnumjobs=2\noffset_increment=128k\n[r]\nfilename=/b\n";
+        let text = "[w]\nfilename=/data\nrw=randwrite\nsize=64k\noffset=64k\nnumjobs=2\noffset_increment=128k\n\
+                    [r]\nfilename=/b\n";
         let groups = crate::fiojob::parse(text, "a.fio").unwrap();
         let disks = Disks::prepare(Some(&path), &groups, &Mode::ALL, dir.path()).unwrap();
         assert!(!disks.prestamped());

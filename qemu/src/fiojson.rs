@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Results in the shape of `fio --output-format=json`, for the scripts that read that: a fio job for each section and mode.
+//! Results in the shape of `fio --output-format=json`, for the scripts that read that: a fio job for each section and
+//! mode.
 //!
-//! The guest counts latencies by powers of two, so percentiles and standard deviations are interpolated within such a bucket;
-//! minimum, maximum and mean are exact. What the guest does not know (CPU shares, context switches) is 0.
+//! The guest counts latencies by powers of two, so percentiles and standard deviations are interpolated within such a
+//! bucket; minimum, maximum and mean are exact. What the guest does not know (CPU shares, context switches) is 0.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

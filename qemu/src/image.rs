@@ -19,8 +19,8 @@ pub const IMAGE_BYTES: u64 = 1 << 30;
 /// Longest that mke2fs or debugfs may take.
 pub(crate) const TOOL_LIMIT: Duration = Duration::from_secs(300);
 
-/// Makes a directory for a run's disks: in memory where there is room for `need` bytes, else below `fallback`. It is removed
-/// with everything in it when dropped.
+/// Makes a directory for a run's disks: in memory where there is room for `need` bytes, else below `fallback`. It is
+/// removed with everything in it when dropped.
 ///
 /// # Errors
 ///

@@ -295,8 +295,8 @@ pub struct Settings {
     pub count_instructions: bool,
     /// RAM of the guest, bytes.
     pub memory: u64,
-    /// How often each group runs in each mode, at least once. Every other time the modes take their turns backwards, so that
-    /// a machine that slows down or speeds up favours none of them.
+    /// How often each group runs in each mode, at least once. Every other time the modes take their turns backwards, so
+    /// that a machine that slows down or speeds up favours none of them.
     pub rounds: u32,
 }
 
@@ -409,8 +409,8 @@ fn place(spec: &JobSpec, len: u64, raw_base: Option<u64>) -> Result<Job> {
         rw: spec.rw,
         rwmixread: spec.rwmixread,
         bs: spec.bs,
-        // On the raw disk a region ends where the file would, not where the disk does: there the last thread's length holds
-        // for all.
+        // On the raw disk a region ends where the file would, not where the disk does: there the last thread's length
+        // holds for all.
         size: raw_base.and(last).map(|last| len - last).filter(|_| size.is_none()).or(size),
         offset: offset + raw_base.unwrap_or(0),
         offset_increment: increment,

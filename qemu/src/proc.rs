@@ -251,8 +251,8 @@ pub fn command_line(cmd: &Command) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// Finds a program in `PATH` and in the places where Debian keeps the administrator's tools, which are not in every user's
-/// `PATH`.
+/// Finds a program in `PATH` and in the places where Debian keeps the administrator's tools, which are not in every
+/// user's `PATH`.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));

@@ -80,8 +80,8 @@ fn block_nodes(index: usize, disk: &Disk) -> Vec<Value> {
     let raw = json!({ "driver": "raw", "node-name": format!("raw{index}"), "file": format!("file{index}") });
     let mut nodes = vec![file, raw];
     if !disk.write_delay.is_zero() {
-        // A write is done when both children have it, a read asks the first alone: the data is the file's, the time of a
-        // write the other's.
+        // A write is done when both children have it, a read asks the first alone: the data is the file's, the time of
+        // a write the other's.
         nodes.push(json!({
             "driver": "null-co", "node-name": format!("wait{index}"), "size": disk.bytes,
             "latency-ns": disk.write_delay.as_nanos() as u64,
@@ -102,8 +102,8 @@ impl Config {
         match self.accel {
             Accel::Kvm => put(&["-accel", "kvm", "-cpu", "host"]),
             Accel::Tcg => put(&["-accel", "tcg,thread=multi", "-cpu", "Nehalem"]),
-            // One CPU, one thread. While the guest sleeps its clock runs with the host's: with sleep=off each wait for the
-            // disk would take it to its next timer, and every write would find the clock changed.
+            // One CPU, one thread. While the guest sleeps its clock runs with the host's: with sleep=off each wait for
+            // the disk would take it to its next timer, and every write would find the clock changed.
             Accel::Icount => put(&["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on", "-cpu", "Nehalem"]),
         }
         put(&["-machine", "q35", "-smp", &self.smp.to_string(), "-m", &format!("{}M", self.mem_mib)]);

@@ -84,8 +84,8 @@ fn new_table(header: Vec<String>) -> Table {
     table
 }
 
-/// IOPS; for ext4 what part of the raw disk's that is and how many times the exclusive lock's; and below, where the rows are
-/// one load by ever more writers, the last row over the first.
+/// IOPS; for ext4 what part of the raw disk's that is and how many times the exclusive lock's; and below, where the
+/// rows are one load by ever more writers, the last row over the first.
 pub fn iops_table(m: &Matrix, scaling: bool) -> String {
     let has = |mode| m.modes.contains(&mode);
     let mut header = vec!["IOPS".to_string()];
@@ -180,8 +180,8 @@ fn lock_counts(planned: &Planned, out: &Outcome, mode: Mode) -> ModeCounts {
     })
 }
 
-/// Modes in which no write ran as the mode says, though there were writes: their figures would mean nothing. `overwrites` says
-/// that all writes may run in parallel.
+/// Modes in which no write ran as the mode says, though there were writes: their figures would mean nothing.
+/// `overwrites` says that all writes may run in parallel.
 pub fn mode_failures(planned: &Planned, out: &Outcome, overwrites: bool) -> Vec<String> {
     let mut failures = Vec::new();
     for &mode in &planned.modes {

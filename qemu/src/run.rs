@@ -221,8 +221,8 @@ impl Watch {
     }
 }
 
-/// Follows a guest to its end. What it prints is in the outcome, whatever happened; nothing that the guest does, or stops
-/// doing, makes this wait for ever.
+/// Follows a guest to its end. What it prints is in the outcome, whatever happened; nothing that the guest does, or
+/// stops doing, makes this wait for ever.
 ///
 /// # Errors
 ///

@@ -138,8 +138,8 @@ fn choose_accel(args: &BootArgs, kernel: &Path) -> Result<Choice> {
     Ok(Choice { accel: if why.is_none() { Accel::Kvm } else { Accel::Tcg }, why })
 }
 
-/// Boots the guest with nothing to do; none if that works, else what happened. On some machines `/dev/kvm` is there, and what
-/// runs in it dies.
+/// Boots the guest with nothing to do; none if that works, else what happened. On some machines `/dev/kvm` is there,
+/// and what runs in it dies.
 fn probe_kvm(args: &BootArgs, kernel: &Path) -> Result<Option<String>> {
     let dir = tempfile::Builder::new().prefix("ext4-dio-").tempdir().context("temporary directory")?;
     let plan = Plan { steps: Vec::new(), progress_ms: 1000, tables: false, count_instructions: false };

@@ -175,8 +175,8 @@ fn describe(blocks: &Blocks, shown: &str, head: &TableHead) -> Result<String> {
         String::new()
     };
     Ok(format!(
-        "{shown}: all {} blocks of {} bytes carry their offset and a good checksum; {} were overwritten, and each is the newest \
-         acknowledged write{skipped}",
+        "{shown}: all {} blocks of {} bytes carry their offset and a good checksum; {} were overwritten, and each is the \
+         newest acknowledged write{skipped}",
         blocks.good, head.unit, blocks.overwritten
     ))
 }
@@ -186,8 +186,8 @@ fn copy_of(disks: &Disks, file: &str) -> std::path::PathBuf {
     disks.large.path().join(format!("copy{}", file.replace('/', "_")))
 }
 
-/// Mounts the image with Linux and compares what it reads with what debugfs reads; the inner error tells why that cannot be
-/// done here.
+/// Mounts the image with Linux and compares what it reads with what debugfs reads; the inner error tells why that
+/// cannot be done here.
 fn through_linux(disks: &Disks) -> Result<Result<String, String>> {
     let mounted = match Mounted::mount(&disks.ext4, disks.large.path())? {
         MountResult::Mounted(mounted) => mounted,

@@ -2,8 +2,9 @@
 //! fio job files, the part of them that the guest can run.
 //!
 //! Syntax and meaning are fio's: `[global]` sections add up and hold for the sections after them, the last of two equal
-//! keys wins, `;` and `#` start a comment anywhere in a line, sections run together unless `stonewall` makes one wait for
-//! those before it. What cannot be honoured is an error that names file, line and key; nothing is skipped in silence.
+//! keys wins, `;` and `#` start a comment anywhere in a line, sections run together unless `stonewall` makes one wait
+//! for those before it. What cannot be honoured is an error that names file, line and key; nothing is skipped in
+//! silence.
 
 mod value;
 

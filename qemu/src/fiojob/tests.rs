@@ -25,11 +25,10 @@ fn defaults_are_fios_and_direct() {
 
 #[test]
 fn every_key_is_taken() {
-    let j = job(
-        "readwrite=randrw\nrwmixread=70\nblocksize=8k\nsize=50%\noffset=1m\noffset_increment=2m\nnumjobs=3\niodepth=16\n\
+    let j = job("readwrite=randrw\nrwmixread=70\nblocksize=8k\nsize=50%\noffset=1m\noffset_increment=2m\nnumjobs=3\n\
+         iodepth=16\n\
          ioengine=io_uring\ndirect=1\nfsync=8\nfdatasync=4\nsync=dsync\nruntime=1500ms\ntime_based\nnumber_ios=1k\n\
-         filename=dir//file\nverify=crc32c\nrandseed=77\ngroup_reporting\nstonewall",
-    );
+         filename=dir//file\nverify=crc32c\nrandseed=77\ngroup_reporting\nstonewall");
     assert_eq!((j.rw, j.rwmixread, j.bs), (Rw::RandRw, 70, 8192));
     assert_eq!(
         (j.size, j.offset, j.offset_increment),

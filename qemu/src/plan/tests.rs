@@ -83,7 +83,8 @@ fn each_stonewall_is_a_step_for_each_mode() {
 
 #[test]
 fn files_are_as_long_as_their_jobs_reach() {
-    let text = "[a]\nfilename=/x\nsize=1m\noffset=64k\noffset_increment=2m\nnumjobs=3\n[b]\nfilename=/y\n[c]\nfilename=/z\nsize=10k\n";
+    let text = "[a]\nfilename=/x\nsize=1m\noffset=64k\noffset_increment=2m\nnumjobs=3\n\
+                [b]\nfilename=/y\n[c]\nfilename=/z\nsize=10k\n";
     let files = files_needed(&groups(text)).unwrap();
     let lens: Vec<(&str, u64)> = files.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
     assert_eq!(lens, [("/x", (5 << 20) + 65536), ("/y", DEFAULT_FILE_BYTES), ("/z", 12288)]);
