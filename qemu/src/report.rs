@@ -158,6 +158,24 @@ pub fn instruction_table(m: &Matrix) -> String {
     format!("{table}\n")
 }
 
+/// Where the rounds of a point lie farthest apart: how much a busy machine has to do with the figures. None with one round.
+pub fn spread_line(planned: &Planned, out: &Outcome) -> Option<String> {
+    let mut widest: Option<(f64, String)> = None;
+    for (index, group) in planned.groups.iter().enumerate() {
+        for &mode in &planned.modes {
+            let rounds = planned.steps_of(index, mode).filter_map(|s| Some(out.steps.get(&s.id)?.iops()));
+            let rounds: Vec<f64> = rounds.collect();
+            let (low, high) = rounds.iter().fold((f64::MAX, 0.0f64), |(l, h), v| (l.min(*v), h.max(*v)));
+            let spread = if rounds.len() > 1 && high > 0.0 { (high - low) / high } else { continue };
+            if widest.as_ref().is_none_or(|(w, _)| spread > *w) {
+                widest = Some((spread, format!("{}, {mode}", group.label)));
+            }
+        }
+    }
+    let (spread, place) = widest?;
+    Some(format!("the rounds of a point differ by up to {:.0} % ({place})", spread * 100.0))
+}
+
 /// How the file system ran the direct writes of each mode, over all steps: a line each.
 pub fn lock_lines(planned: &Planned, out: &Outcome) -> Vec<String> {
     let mut lines = Vec::new();
@@ -264,6 +282,23 @@ mod tests {
         assert_eq!(m.rows[1].values[2], Some(750.0));
         assert_eq!(m.rows[1].in_flight, 2);
         assert_eq!(Matrix::instructions(&planned, &out).rows[0].values[0], None);
+    }
+
+    #[test]
+    fn rounds_that_lie_apart_are_told() {
+        let (planned, mut out) = (planned(), outcome());
+        assert_eq!(
+            spread_line(&planned, &out).unwrap(),
+            "the rounds of a point differ by up to 50 % (1 writer, exclusive)"
+        );
+        let step = planned.steps_of(1, Mode::InFlight).next().unwrap().id;
+        out.steps.get_mut(&step).unwrap().elapsed_ns *= 5;
+        assert_eq!(
+            spread_line(&planned, &out).unwrap(),
+            "the rounds of a point differ by up to 90 % (2 writers, in_flight)"
+        );
+        out.steps.retain(|id, _| id % 8 < 4);
+        assert_eq!(spread_line(&planned, &out), None);
     }
 
     #[test]

@@ -247,6 +247,9 @@ fn report(args: &BootArgs, planned: &Planned, out: &Outcome, accel: &str, target
     } else {
         let m = Matrix::iops(planned, out);
         print!("{}", report::iops_table(&m, args.jobs.is_empty()));
+        if let Some(line) = report::spread_line(planned, out) {
+            println!("\n{line}");
+        }
         let svg = default(&args.plot, "ext4-dio.svg");
         let title = format!("Direct overwrites of one file, {} CPUs, writes +{:?}", args.cpus(), args.delay());
         plot::draw(&m, if args.jobs.is_empty() { &title } else { "Jobs by lock mode" }, &svg)?;
