@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The integration tests, in one binary.
 
+mod boot;
 mod damaged;
 mod faults;
 mod hunks;
+mod jobs;
 mod ondisk;
 mod parallel;
 mod races;

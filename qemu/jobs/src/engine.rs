@@ -199,7 +199,9 @@ pub struct Worker {
     time_based: bool,
     runtime_ns: Option<u64>,
     deadline: u64,
+    /// I/Os still to do, if they are counted.
     left: u64,
+    counted: bool,
     stats: Stats,
 }
 
@@ -278,6 +280,7 @@ impl Worker {
             runtime_ns: job.runtime_ms.map(|ms| ms.saturating_mul(1_000_000)),
             deadline: u64::MAX,
             left: job.number_ios.unwrap_or(u64::MAX),
+            counted: job.number_ios.is_some(),
             stats: Stats {
                 read: Direction::NONE,
                 write: Direction::NONE,
@@ -326,8 +329,13 @@ impl Worker {
             None => loop {
                 match self.pattern.next_block() {
                     Some(block) => break block,
-                    None if self.time_based || self.left != u64::MAX => {}
-                    None => return Next::End,
+                    // A count or a time goes over the end of the region, pass after pass.
+                    None if self.time_based || self.counted => {}
+                    None => {
+                        // Also for whoever asks again while the last I/Os are in flight.
+                        self.left = 0;
+                        return Next::End;
+                    }
                 }
             },
         };
