@@ -20,13 +20,14 @@ pub struct Tool {
 
 /// The emulator.
 pub const QEMU: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" };
-/// All that a run needs.
-pub const ALL: [Tool; 4] = [
-    QEMU,
+/// What makes and checks file systems.
+pub const E2FSPROGS: [Tool; 3] = [
     Tool { program: "mke2fs", package: "e2fsprogs" },
     Tool { program: "e2fsck", package: "e2fsprogs" },
     Tool { program: "debugfs", package: "e2fsprogs" },
 ];
+/// All that a run needs.
+pub const ALL: [Tool; 4] = [QEMU, E2FSPROGS[0], E2FSPROGS[1], E2FSPROGS[2]];
 
 /// Something is missing and cannot be installed from here.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

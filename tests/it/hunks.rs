@@ -124,9 +124,7 @@ fn file_c_115_one_extent_or_several() {
 #[test]
 fn inode_c_2996_an_overwrite_swaps_the_locks() {
     // i_mutex free?  i_data_sem free for a writer?
-    for (mode, mutex_free, sem_free) in
-        [(EXCLUSIVE, false, true), (I_DATA_SEM, true, false), (IN_FLIGHT, true, true)]
-    {
+    for (mode, mutex_free, sem_free) in [(EXCLUSIVE, false, true), (I_DATA_SEM, true, false), (IN_FLIGHT, true, true)] {
         let m = Mount::new(mode);
         let file = m.open("/data");
         m.disk.hold(OpMask::WRITE);

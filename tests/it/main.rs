@@ -4,6 +4,7 @@
 mod boot;
 mod damaged;
 mod faults;
+mod file;
 mod hunks;
 mod jobs;
 mod ondisk;

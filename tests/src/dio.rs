@@ -255,7 +255,6 @@ pub fn leaked(len: usize, fill: u8) -> &'static [u8] {
     Box::leak(Box::new(Pages::new(len, fill))).bytes()
 }
 
-
 /// Runs this test binary again with `test` alone and a fix switched off; whether it failed, and what it printed.
 pub fn fails_without(test: &str, fix: &str) -> (bool, String) {
     let exe = std::env::current_exe().expect("the test binary");

@@ -7,7 +7,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Once;
 
+use ext4_dio_runner::deps;
 use kernel_shim::block::ramdisk::RamDisk;
 use kernel_shim::block::{Bdev, ReqOpf, bdev_rw};
 use tempfile::TempDir;
@@ -62,7 +64,13 @@ fn scratch() -> TempDir {
 }
 
 /// A program of e2fsprogs, found where root would find it, too, and with a clock that stands still.
+///
+/// Panics if it is not installed and cannot be.
 pub fn e2fsprogs(program: &str) -> Command {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        deps::ensure(&deps::E2FSPROGS, &mut deps::Host).unwrap_or_else(|error| panic!("{error:#}"));
+    });
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new(program);
     command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
