@@ -122,7 +122,7 @@ impl Config {
             put(&["-object", &format!("iothread,id=io{index}")]);
             // The address orders the disks for the guest.
             let device = format!(
-                "virtio-blk-pci,drive={top},addr={:#x},num-queues={},disable-legacy=on,iothread=io{index}",
+                "virtio-blk-pci,drive={top},addr={:#x},num-queues={},queue-size=1024,disable-legacy=on,iothread=io{index}",
                 index + 2,
                 self.smp
             );
@@ -383,8 +383,8 @@ mod tests {
         assert_eq!(nodes[4]["aio"], "threads");
         assert_eq!(nodes[4]["cache"], json!({"direct": false, "no-flush": false}));
         let disks: Vec<String> = all(&args, "-device").into_iter().filter(|d| d.starts_with("virtio")).collect();
-        assert_eq!(disks[0], "virtio-blk-pci,drive=slow0,addr=0x2,num-queues=3,disable-legacy=on,iothread=io0");
-        assert_eq!(disks[1], "virtio-blk-pci,drive=raw1,addr=0x3,num-queues=3,disable-legacy=on,iothread=io1");
+        assert_eq!(disks[0], "virtio-blk-pci,drive=slow0,addr=0x2,num-queues=3,queue-size=1024,disable-legacy=on,iothread=io0");
+        assert_eq!(disks[1], "virtio-blk-pci,drive=raw1,addr=0x3,num-queues=3,queue-size=1024,disable-legacy=on,iothread=io1");
     }
 
     #[test]
