@@ -29,6 +29,9 @@ impl Fix {
     pub const ALL: [Fix; 7] = [Fix::G1, Fix::G6, Fix::G7, Fix::G9, Fix::G13, Fix::G30, Fix::G37];
 }
 
+/// Whether this was built with feature `fault-injection`: benchmarks say so beside their figures.
+pub const HOOKS: bool = cfg!(feature = "fault-injection");
+
 /// The environment variable that names a [`Fix`] to switch off in this process.
 pub const REVERT_VAR: &str = "EXT4_DIO_REVERT";
 
@@ -53,21 +56,37 @@ mod hosted {
     use std::cell::RefCell;
     use std::format;
     use std::rc::Rc;
-    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
     use super::{Fix, REVERT_VAR};
 
+    /// [`REVERTED`] before anybody asked; else 0 for none, or 1 and the fix's number.
+    const UNKNOWN: u8 = u8::MAX;
+    /// The environment is looked at once: it does not change, so it does not matter by whom.
+    static REVERTED: AtomicU8 = AtomicU8::new(UNKNOWN);
+
     /// Whether `fix` is switched off in this process.
+    #[inline]
     pub fn reverted(fix: Fix) -> bool {
-        static REVERTED: OnceLock<Option<Fix>> = OnceLock::new();
-        let reverted = REVERTED.get_or_init(|| {
-            let name = std::env::var(REVERT_VAR).ok()?;
-            Fix::ALL.into_iter().find(|fix| format!("{fix:?}") == name)
-        });
-        *reverted == Some(fix)
+        match REVERTED.load(Ordering::Relaxed) {
+            0 => false,
+            UNKNOWN => look() == fix as u8 + 1,
+            other => other == fix as u8 + 1,
+        }
+    }
+
+    #[cold]
+    fn look() -> u8 {
+        let name = std::env::var(REVERT_VAR).unwrap_or_default();
+        let reverted = Fix::ALL.into_iter().find(|fix| format!("{fix:?}") == name).map_or(0, |fix| fix as u8 + 1);
+        REVERTED.store(reverted, Ordering::Relaxed);
+        reverted
     }
 
     type Hook = Rc<dyn Fn(&'static str)>;
+
+    /// How many [`Tracing`]s there are: without any, no thread looks for its hook.
+    static TRACINGS: AtomicUsize = AtomicUsize::new(0);
 
     std::thread_local! {
         static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
@@ -79,6 +98,7 @@ mod hosted {
 
     impl Drop for Tracing {
         fn drop(&mut self) {
+            TRACINGS.fetch_sub(1, Ordering::Relaxed);
             HOOK.with_borrow_mut(|hook| *hook = None);
         }
     }
@@ -86,11 +106,21 @@ mod hosted {
     /// Calls `hook` at each tracepoint this thread comes to. A tracepoint inside the hook is not traced.
     pub fn on_trace(hook: impl Fn(&'static str) + 'static) -> Tracing {
         HOOK.with_borrow_mut(|slot| *slot = Some(Rc::from(Box::new(hook) as Box<dyn Fn(&'static str)>)));
+        // A thread's own hook is the only one that it must see, and it sees what it did itself.
+        TRACINGS.fetch_add(1, Ordering::Relaxed);
         Tracing(())
     }
 
     /// A tracepoint.
+    #[inline]
     pub fn trace(name: &'static str) {
+        if TRACINGS.load(Ordering::Relaxed) != 0 {
+            trace_here(name);
+        }
+    }
+
+    #[cold]
+    fn trace_here(name: &'static str) {
         let hook = HOOK.with_borrow_mut(Option::take);
         if let Some(hook) = hook {
             hook(name);

@@ -56,13 +56,15 @@ impl Drop for FailNth {
 }
 
 /// Counts one allocation, and says whether it is the doomed one.
+#[inline]
 pub(super) fn should_fail() -> bool {
-    ASKED.set(ASKED.get() + 1);
-    match COUNTDOWN.get() {
-        0 => false,
-        left => {
-            COUNTDOWN.set(left - 1);
-            left == 1
-        }
-    }
+    ASKED.set(ASKED.get().wrapping_add(1));
+    COUNTDOWN.get() != 0 && count_down()
+}
+
+#[cold]
+fn count_down() -> bool {
+    let left = COUNTDOWN.get();
+    COUNTDOWN.set(left - 1);
+    left == 1
 }
