@@ -383,8 +383,14 @@ mod tests {
         assert_eq!(nodes[4]["aio"], "threads");
         assert_eq!(nodes[4]["cache"], json!({"direct": false, "no-flush": false}));
         let disks: Vec<String> = all(&args, "-device").into_iter().filter(|d| d.starts_with("virtio")).collect();
-        assert_eq!(disks[0], "virtio-blk-pci,drive=slow0,addr=0x2,num-queues=3,queue-size=1024,disable-legacy=on,iothread=io0");
-        assert_eq!(disks[1], "virtio-blk-pci,drive=raw1,addr=0x3,num-queues=3,queue-size=1024,disable-legacy=on,iothread=io1");
+        assert_eq!(
+            disks[0],
+            "virtio-blk-pci,drive=slow0,addr=0x2,num-queues=3,queue-size=1024,disable-legacy=on,iothread=io0"
+        );
+        assert_eq!(
+            disks[1],
+            "virtio-blk-pci,drive=raw1,addr=0x3,num-queues=3,queue-size=1024,disable-legacy=on,iothread=io1"
+        );
     }
 
     #[test]

@@ -214,8 +214,12 @@ fn compare(theirs: &Path, copy: &Path, disks: &Disks, file: &str) -> Result<u64>
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
     use crate::run::tests_support::planned;
+    use crate::{plan, proc};
+    use ext4_dio_protocol::Stamp;
 
     #[test]
     fn each_stamped_target_is_checked_once() {
@@ -238,5 +242,80 @@ mod tests {
         let bad = Blocks { bad: 1, first: vec![(4096, check::Fault::Missing)], ..Blocks::default() };
         let text = describe(&bad, "/data", &head).unwrap_err().to_string();
         assert!(text.contains("the block at 4096 is missing"), "{text}");
+    }
+
+    /// A run as it looks when the guest has ended: one block of the target overwritten once.
+    fn ended(mode: Mode, target: &Path) -> (BootArgs, Planned, Outcome, Disks) {
+        let text = "[a]\nfilename=/x\nrw=randwrite\nsize=64k\nverify=crc32c\n";
+        let groups = crate::fiojob::parse(text, "t.fio").unwrap();
+        let mut disks = Disks::prepare(None, &groups, &[mode], target).unwrap();
+        let settings = plan::Settings { count_instructions: false, memory: 1 << 30, rounds: 1 };
+        let planned = plan::build(groups, &[mode], &disks.files, settings).unwrap();
+        disks.fill(&planned).unwrap();
+        let (disk, file, path, block) = if mode == Mode::Raw {
+            (RAW_DISK, "", disks.raw.clone().unwrap(), 3)
+        } else {
+            let mut cmd = proc::tool("debugfs").unwrap();
+            cmd.args(["-R", "bmap /x 3"]).arg(&disks.ext4);
+            let said = proc::succeed(cmd, image::TOOL_LIMIT).unwrap();
+            let block = said.lines().find_map(|l| l.trim().parse::<u64>().ok()).unwrap();
+            (EXT4_DISK, "/x", disks.ext4.clone(), block)
+        };
+        let mut unit = [0; 4096];
+        Stamp::fill_body(&mut unit, 9);
+        let stamp = Stamp { offset: 3 * 4096, generation: 1, writer: 9, body_crc: Stamp::body_crc(&unit) };
+        unit[..ext4_dio_protocol::STAMP_LEN].copy_from_slice(&stamp.encode());
+        let device = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        device.write_all_at(&unit, block * 4096).unwrap();
+        let mut out = Outcome { done: true, verified: (1, 0), ..Outcome::default() };
+        out.tables.push(TableHead { disk, file: file.into(), unit: 4096, blocks: 16, at: 0 });
+        let args = BootArgs { jobs: vec!["t.fio".into()], ..BootArgs::default() };
+        (args, planned, out, disks)
+    }
+
+    /// What the guest says it acknowledged of block 3.
+    fn acknowledge(disks: &Disks, generation: u32) {
+        let table: Vec<u8> = (0..16).flat_map(|i| if i == 3 { generation } else { 0 }.to_le_bytes()).collect();
+        std::fs::write(disks.small.path().join("bulk"), table).unwrap();
+    }
+
+    #[test]
+    fn a_run_holds_only_if_the_disk_says_so_too() {
+        let dir = tempfile::tempdir().unwrap();
+        for mode in [Mode::Raw, Mode::InFlight] {
+            let (args, planned, mut out, disks) = ended(mode, dir.path());
+            let mut verdict = |out: &Outcome| tell(&args, &planned, out, &disks).unwrap();
+            let held = Verdict { held: true, disks_at_fault: false };
+            let at_fault = Verdict { held: false, disks_at_fault: true };
+            acknowledge(&disks, 1);
+            assert_eq!(verdict(&out), held, "{mode}");
+            // A write that was acknowledged and is not there; one that nobody acknowledged.
+            for generation in [2, 0] {
+                acknowledge(&disks, generation);
+                assert_eq!(verdict(&out), at_fault, "{mode}");
+            }
+            acknowledge(&disks, 1);
+            out.verified = (0, 0);
+            assert!(!verdict(&out).held, "the guest looked at nothing");
+            out.verified = (1, 0);
+            out.failures.push("something".into());
+            assert!(!verdict(&out).held);
+            out.failures.clear();
+            out.tables.clear();
+            assert_eq!(verdict(&out), at_fault, "no table");
+        }
+    }
+
+    #[test]
+    fn a_damaged_image_does_not_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let (args, planned, out, disks) = ended(Mode::InFlight, dir.path());
+        acknowledge(&disks, 1);
+        let device = std::fs::OpenOptions::new().read(true).write(true).open(&disks.ext4).unwrap();
+        // The free block count of the superblock.
+        let mut count = [0];
+        device.read_exact_at(&mut count, 1024 + 12).unwrap();
+        device.write_all_at(&[!count[0]], 1024 + 12).unwrap();
+        assert!(!tell(&args, &planned, &out, &disks).unwrap().held);
     }
 }
