@@ -284,7 +284,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for mode in [Mode::Raw, Mode::InFlight] {
             let (args, planned, mut out, disks) = ended(mode, dir.path());
-            let mut verdict = |out: &Outcome| tell(&args, &planned, out, &disks).unwrap();
+            let verdict = |out: &Outcome| tell(&args, &planned, out, &disks).unwrap();
             let held = Verdict { held: true, disks_at_fault: false };
             let at_fault = Verdict { held: false, disks_at_fault: true };
             acknowledge(&disks, 1);
