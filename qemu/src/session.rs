@@ -75,7 +75,7 @@ pub fn run(args: &BootArgs) -> Result<bool> {
     report(args, &planned, &out, &accel.name(), &target)?;
     let verdict = verdict::tell(args, &planned, &out, &disks)?;
     println!(
-        "{} after {:.0} s, {:.0} s of them building",
+        "{} after {:.0} s, {:.0} s of them installing and building",
         if verdict.held { "everything held" } else { "NOT EVERYTHING HELD" },
         start.elapsed().as_secs_f64(),
         (built - start).as_secs_f64()
