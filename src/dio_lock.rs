@@ -64,6 +64,7 @@ impl<'i> DioLock<'i> {
     /// would see nothing in flight and free them (G1). Sleeps for `i_data_sem`, which ranks below `i_mutex`.
     ///
     /// Entered with `i_mutex` held, returns without; in [`DioMode::Exclusive`] nothing changes.
+    #[inline]
     pub fn release(i_mutex: Locked<'i>, mode: DioMode) -> Self {
         let inode = i_mutex.inode();
         let window = match mode {
@@ -101,6 +102,7 @@ impl<'i> DioLock<'i> {
     /// map looks again.
     ///
     /// Returns with `i_mutex` held. Sleeps.
+    #[inline]
     pub fn retake_lock(self) -> Locked<'i> {
         match self {
             Self::IMutex(i_mutex) => i_mutex,

@@ -3,8 +3,8 @@
 //! and holes, so that the next one need not go to the map nor take `i_data_sem`.
 //!
 //! PORT: C keeps a red-black tree under an rwlock. Here it is a sorted array of bounded length under
-//! a spin lock, and in front of it the extent that was hit last, readable without any lock (a sequence
-//! count): a file in one piece is looked up without writing to memory that CPUs share.
+//! a spin lock, and in front of it, by parts of the file, the extents that were hit last, readable without any lock (a
+//! sequence count): a file in a few pieces is looked up without writing to memory that CPUs share.
 //!
 //! Whoever adds what a look-up found still holds `i_data_sem` from the look-up; whoever changes the map
 //! holds it for writing and [removes](ExtentStatusTree::remove) the range. So nothing stale is ever added.
@@ -18,6 +18,9 @@ use crate::ext4::{Fsblk, Lblk, MapBlocks, MapFlags};
 
 /// Extents that a file's cache holds at most: 32 KiB.
 const ES_MAX: usize = 2048;
+/// Extents that are remembered in front, a power of two, and the blocks that share one, as a power of two.
+const LAST_HITS: usize = 16;
+const LAST_HIT_BITS: u32 = 12;
 /// Physical blocks have 48 bits; the state is kept above them.
 const ES_PBLK_MASK: u64 = (1 << 48) - 1;
 
@@ -148,7 +151,7 @@ impl ExtentStatus {
     }
 }
 
-/// The extent that was hit last, behind a sequence count: odd while it is being changed, by whoever
+/// An extent that was hit last, behind a sequence count: odd while it is being changed, by whoever
 /// holds the tree's lock, and different afterwards.
 struct LastHit {
     seq: AtomicU32,
@@ -218,7 +221,7 @@ struct Extents {
 /// A file's extent status cache.
 #[doc(alias = "ext4_es_tree")]
 pub struct ExtentStatusTree {
-    last: LastHit,
+    last: [LastHit; LAST_HITS],
     extents: SpinLock<Extents>,
 }
 
@@ -231,24 +234,47 @@ impl Default for ExtentStatusTree {
 impl ExtentStatusTree {
     /// Empty.
     pub const fn new() -> Self {
-        Self { last: LastHit::new(), extents: SpinLock::new(Extents { list: KVec::new(), victim: 0 }) }
+        Self {
+            last: [const { LastHit::new() }; LAST_HITS],
+            extents: SpinLock::new(Extents { list: KVec::new(), victim: 0 }),
+        }
+    }
+
+    /// Which of the last hits a block is looked for in.
+    #[inline]
+    fn last(&self, lblk: u32) -> &LastHit {
+        &self.last[(lblk >> LAST_HIT_BITS) as usize % LAST_HITS]
+    }
+
+    /// Called with the tree's lock held, when it changes.
+    fn forget_last(&self) {
+        for last in &self.last {
+            last.set(None);
+        }
+    }
+
+    /// [`ExtentStatusTree::lookup`] in the last hits alone: takes no lock.
+    #[inline]
+    pub fn lookup_last(&self, map: &mut MapBlocks) -> Option<u32> {
+        self.last(map.m_lblk.0).get(map.m_lblk.0).map(|es| es.answer(map))
     }
 
     /// Answers `map` if the cache knows about `m_lblk`, as [`ExtentStatus::answer`] does. Any context; sleeps not.
     #[doc(alias = "ext4_es_lookup_extent")]
     #[inline]
     pub fn lookup(&self, map: &mut MapBlocks) -> Option<u32> {
-        let es = match self.last.get(map.m_lblk.0) {
+        let es = match self.last(map.m_lblk.0).get(map.m_lblk.0) {
             Some(es) => es,
             None => self.lookup_slow(map.m_lblk)?,
         };
         Some(es.answer(map))
     }
 
+    #[cold]
     fn lookup_slow(&self, lblk: Lblk) -> Option<ExtentStatus> {
         let extents = self.extents.lock();
         let es = extents.find(lblk.0)?;
-        self.last.set(Some(es));
+        self.last(lblk.0).set(Some(es));
         Some(es)
     }
 
@@ -257,7 +283,7 @@ impl ExtentStatusTree {
     #[doc(alias = "ext4_es_cache_extent")]
     pub fn insert(&self, es: ExtentStatus) {
         let mut extents = self.extents.lock();
-        self.last.set(None);
+        self.forget_last();
         if extents.remove(es.es_lblk, es.end()) {
             extents.insert(es);
         }
@@ -267,7 +293,7 @@ impl ExtentStatusTree {
     #[doc(alias = "ext4_es_remove_extent")]
     pub fn remove(&self, lblk: Lblk, len: u32) {
         let mut extents = self.extents.lock();
-        self.last.set(None);
+        self.forget_last();
         if !extents.remove(lblk.0, lblk.0.saturating_add(len)) {
             // There was no memory to cut an extent in two. All of it may go, none of it may stay.
             extents.list.clear();
@@ -277,7 +303,7 @@ impl ExtentStatusTree {
     /// Forgets everything.
     pub fn clear(&self) {
         let mut extents = self.extents.lock();
-        self.last.set(None);
+        self.forget_last();
         extents.list.clear();
     }
 

@@ -23,7 +23,7 @@ use crate::{Inode, Kiocb, Locked, Private};
 ///
 /// Takes and returns `i_mutex`; sleeps.
 #[doc(alias = "ext4_file_write_iter")]
-pub fn ext4_file_write(iocb: &mut Kiocb, iter: &mut IovIter<'_>) -> Result<usize> {
+pub fn ext4_file_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<usize> {
     iocb.ki_filp.may_write()?;
     if iocb.ki_filp.f_inode().i_sb().s_fs_info().is_rdonly() {
         return Err(EROFS);
@@ -38,13 +38,14 @@ pub fn ext4_file_write(iocb: &mut Kiocb, iter: &mut IovIter<'_>) -> Result<usize
 }
 
 /// `f_op->read`: bytes read, 0 at the end of the file, or `EIOCBQUEUED`.
-pub fn ext4_file_read(iocb: &mut Kiocb, iter: &mut IovIter<'_>) -> Result<usize> {
+pub fn ext4_file_read(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<usize> {
     generic_file_read(iocb, iter)
 }
 
 /// A write that is finer than the file system's blocks: it may zero what is beside it in them.
 ///
 /// PORT: C lets a write at or past `i_size` go as aligned; with the size in the middle of a block it is not (G18).
+#[inline]
 fn ext4_unaligned_aio(inode: &Inode, iter: &IovIter<'_>, pos: i64) -> bool {
     let blockmask = (1i64 << inode.i_blkbits()) - 1;
     // Only the low bits count, and they are right even if the sum wraps.
@@ -55,9 +56,8 @@ fn ext4_unaligned_aio(inode: &Inode, iter: &IovIter<'_>, pos: i64) -> bool {
 ///
 /// Entered with no lock of the inode, returns with none. In between, in this order: the inode's aio mutex, for unaligned
 /// asynchronous writes; `i_mutex`, which `ext4_ext_direct_IO` gives up during the I/O if the verdict here was "overwrite".
-pub fn ext4_file_dio_write(iocb: &mut Kiocb, iter: &mut IovIter<'_>, pos: i64) -> Result<usize> {
-    let file = iocb.ki_filp.clone();
-    let inode: &Inode = file.f_inode();
+pub fn ext4_file_dio_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, pos: i64) -> Result<usize> {
+    let inode: &Inode = iocb.ki_filp.f_inode();
 
     let unaligned_aio = inode.i_private().is_extents() && !iocb.is_sync() && ext4_unaligned_aio(inode, iter, pos);
     // One unaligned asynchronous write at a time, and after what is still to be converted.
@@ -75,7 +75,7 @@ pub fn ext4_file_dio_write(iocb: &mut Kiocb, iter: &mut IovIter<'_>, pos: i64) -
     let plug = BlkPlug::start();
 
     // Always set, whatever path the write takes from here: who reads it must find it (G7, G37).
-    ext4_set_verdict(iocb, false);
+    ext4_set_verdict(iocb, None);
     let (i_mutex, range, ret) = ext4_dio_write_checked(iocb, i_mutex, iter, unaligned_aio);
     // A path that never asked for the verdict leaves it behind.
     iocb.private = None;
@@ -96,7 +96,8 @@ pub fn ext4_file_dio_write(iocb: &mut Kiocb, iter: &mut IovIter<'_>, pos: i64) -
     ret
 }
 
-fn ext4_set_verdict(iocb: &mut Kiocb, overwrite: bool) {
+#[inline]
+fn ext4_set_verdict(iocb: &mut Kiocb<'_>, overwrite: Option<MapBlocks>) {
     // The file may have lost O_DIRECT since this write was found to be direct; the verdict stands all the same (G7).
     if reverted(Fix::G7) && !iocb.ki_filp.f_flags().contains(OpenFlags::O_DIRECT) {
         return;
@@ -105,8 +106,9 @@ fn ext4_set_verdict(iocb: &mut Kiocb, overwrite: bool) {
 }
 
 /// The part under `i_mutex`: checks, verdict, write. Entered with `i_mutex`, returns with it.
+#[inline]
 fn ext4_dio_write_checked<'i>(
-    iocb: &mut Kiocb,
+    iocb: &mut Kiocb<'_>,
     i_mutex: Locked<'i>,
     iter: &mut IovIter<'_>,
     unaligned_aio: bool,
@@ -131,9 +133,15 @@ fn ext4_dio_write_checked<'i>(
 /// May this write leave `i_mutex`? Entered and left with it: the answer is good while it is held, and afterwards as long as
 /// the write is counted in flight.
 ///
-/// `Ok(true)`: an overwrite of written blocks. `Ok(false)`: it can be done, under `i_mutex`. `EOPNOTSUPP`: it needs blocks to be
-/// allocated or converted.
-fn ext4_dio_verdict(i_mutex: &Locked<'_>, iter: &IovIter<'_>, range: WriteRange, unaligned_aio: bool) -> Result<bool> {
+/// `Some`: an overwrite of written blocks, and where the first of them are. `None`: it can be done, under `i_mutex`.
+/// `EOPNOTSUPP`: it needs blocks to be allocated or converted.
+#[inline]
+fn ext4_dio_verdict(
+    i_mutex: &Locked<'_>,
+    iter: &IovIter<'_>,
+    range: WriteRange,
+    unaligned_aio: bool,
+) -> Result<Option<MapBlocks>> {
     let inode = i_mutex.inode();
     let mode = inode.i_sb().s_fs_info().dio_mode();
     // Past i_size there is the size to move, which takes i_mutex (and, so far, more than this crate has).
@@ -142,7 +150,7 @@ fn ext4_dio_verdict(i_mutex: &Locked<'_>, iter: &IovIter<'_>, range: WriteRange,
         return Err(EOPNOTSUPP);
     }
     // Whole written extents, or not: asked once for both answers.
-    let one_extent = ext4_overwrite_io(inode, range)?;
+    let (map, one_extent) = ext4_overwrite_io(inode, range)?;
 
     let may_leave = ext4_should_dioread_nolock(inode)
         && !unaligned_aio
@@ -160,35 +168,53 @@ fn ext4_dio_verdict(i_mutex: &Locked<'_>, iter: &IovIter<'_>, range: WriteRange,
         _ => &stats.exclusive,
     }
     .fetch_add(1, Ordering::Relaxed);
-    Ok(may_leave)
+    Ok(may_leave.then_some(map))
 }
 
-/// Whether the range is one written extent; `EOPNOTSUPP` if some of it is not written at all.
+/// Where the range begins on the device, and whether all of it is one written extent; `EOPNOTSUPP` if some of it is not
+/// written at all.
 ///
 /// Mapped is not enough: an extent that was allocated ahead and never written must be converted after the write, which is a
 /// change of the map.
-fn ext4_overwrite_io(inode: &Inode, range: WriteRange) -> Result<bool> {
+#[inline]
+fn ext4_overwrite_io(inode: &Inode, range: WriteRange) -> Result<(MapBlocks, bool)> {
     let blkbits = inode.i_blkbits();
     let first = range.pos as u64 >> blkbits;
-    let end = (range.pos as u64 + range.count as u64).div_ceil(1 << blkbits);
-    let mut at = first;
-    while at < end {
-        let m_lblk = Lblk(u32::try_from(at).map_err(|_| EFBIG)?);
-        let m_len = u32::try_from(end - at).map_err(|_| EFBIG)?;
-        let mut map = MapBlocks::new(m_lblk, m_len);
-        let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty())?;
-        if n == 0 || !map.m_flags.contains(MapFlags::MAPPED) {
-            return Err(EOPNOTSUPP);
-        }
-        if at == first && n >= m_len {
-            return Ok(true);
-        }
-        at += u64::from(n);
+    let end = (range.pos as u64 + range.count as u64 + (1 << blkbits) - 1) >> blkbits;
+    // Below 2^32, as it ends inside the file.
+    let m_lblk = Lblk(u32::try_from(first).map_err(|_| EFBIG)?);
+    let m_len = u32::try_from(end - first).map_err(|_| EFBIG)?;
+    let map = ext4_written_blocks(inode, m_lblk, m_len)?;
+    if map.m_len < m_len {
+        ext4_overwrite_io_many(inode, first + u64::from(map.m_len), end)?;
     }
-    Ok(false)
+    Ok((map, map.m_len == m_len))
+}
+
+/// Up to `len` blocks from `lblk` on, at least one, all written.
+#[inline]
+fn ext4_written_blocks(inode: &Inode, lblk: Lblk, len: u32) -> Result<MapBlocks> {
+    let mut map = MapBlocks::new(lblk, len);
+    let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty())?;
+    if n == 0 || !map.m_flags.contains(MapFlags::MAPPED) {
+        return Err(EOPNOTSUPP);
+    }
+    Ok(map)
+}
+
+/// Whether blocks `at..end` are all written, in however many extents.
+#[cold]
+fn ext4_overwrite_io_many(inode: &Inode, mut at: u64, end: u64) -> Result {
+    while at < end {
+        let lblk = Lblk(u32::try_from(at).map_err(|_| EFBIG)?);
+        let len = u32::try_from(end - at).map_err(|_| EFBIG)?;
+        at += u64::from(ext4_written_blocks(inode, lblk, len)?.m_len);
+    }
+    Ok(())
 }
 
 /// Whether the device can write the range as it is.
+#[inline]
 fn ext4_device_aligned(inode: &Inode, iter: &IovIter<'_>, range: WriteRange) -> bool {
     let lbs = u64::from(inode.i_sb().s_bdev().logical_block_size());
     (range.pos as u64 | iter.alignment() as u64) & (lbs - 1) == 0

@@ -26,14 +26,29 @@ pub fn ext4_should_dioread_nolock(inode: &Inode) -> bool {
 ///
 /// Takes `i_data_sem` for reading unless the extent status cache knows. `EOPNOTSUPP` for `CREATE` where there is something
 /// to create; `EFSCORRUPTED` and `EFSBADCRC` for a map that cannot be.
+#[inline]
 pub fn ext4_map_blocks(inode: &Inode, map: &mut MapBlocks, flags: GetBlocks) -> Result<u32> {
-    if let Some(n) = inode.i_private().i_es_tree.lookup(map) {
-        return ext4_map_blocks_create(map, flags, n);
+    let n = match inode.i_private().i_es_tree.lookup_last(map) {
+        Some(n) => n,
+        None => {
+            // By value: the caller's may stay in registers.
+            let (n, answer) = ext4_map_blocks_slow(inode, *map)?;
+            *map = answer;
+            n
+        }
+    };
+    ext4_map_blocks_create(map, flags, n)
+}
+
+#[inline(never)]
+fn ext4_map_blocks_slow(inode: &Inode, map: MapBlocks) -> Result<(u32, MapBlocks)> {
+    let mut map = map;
+    if let Some(n) = inode.i_private().i_es_tree.lookup(&mut map) {
+        return Ok((n, map));
     }
     let tree = inode.i_private().i_data_sem.read();
-    let n = ext4_map_blocks_locked(inode, &tree, map)?;
-    drop(tree);
-    ext4_map_blocks_create(map, flags, n)
+    let n = ext4_map_blocks_locked(inode, &tree, &mut map)?;
+    Ok((n, map))
 }
 
 /// The same with `i_data_sem` held by the caller, whose guard leads to `tree`: C's `EXT4_GET_BLOCKS_NO_LOCK`. To take the
@@ -49,6 +64,7 @@ pub fn ext4_map_blocks_locked(inode: &Inode, tree: &ExtentTree, map: &mut MapBlo
     }
 }
 
+#[inline]
 fn ext4_map_blocks_create(map: &MapBlocks, flags: GetBlocks, n: u32) -> Result<u32> {
     if flags.contains(GetBlocks::CREATE) && !map.m_flags.contains(MapFlags::MAPPED) {
         return Err(EOPNOTSUPP);
@@ -57,6 +73,7 @@ fn ext4_map_blocks_create(map: &MapBlocks, flags: GetBlocks, n: u32) -> Result<u
 }
 
 /// A look-up in the words of the direct-I/O layer.
+#[inline]
 fn map_result(map: &MapBlocks, n: u32) -> MapResult {
     if n > 0 && map.m_flags.contains(MapFlags::MAPPED) {
         MapResult::Mapped { pblk: map.m_pblk.0, len: n }
@@ -85,7 +102,22 @@ pub fn ext4_get_block_write(inode: &Inode, lblk: u64, len: u32) -> Result<MapRes
 
 /// For overwrites: a pure look-up, with what [`DioLock::InFlight`] holds. Finding nothing ends the write with `ENOTBLK`, which
 /// the verdict has ruled out.
-pub fn ext4_get_block_write_nolock(inode: &Inode, window: &Window<'_>, lblk: u64, len: u32) -> Result<MapResult> {
+///
+/// `known` is what the verdict found under `i_mutex`. The write has been counted in flight since before `i_mutex` was given
+/// up, so the blocks are still there and need not be looked up a second time.
+#[inline]
+pub fn ext4_get_block_write_nolock(
+    inode: &Inode,
+    window: &Window<'_>,
+    known: &Option<MapBlocks>,
+    lblk: u64,
+    len: u32,
+) -> Result<MapResult> {
+    if let Some(map) = known
+        && u64::from(map.m_lblk.0) == lblk
+    {
+        return Ok(map_result(map, map.m_len));
+    }
     let mut map = map_blocks_for(lblk, len)?;
     let n = match window {
         Window::IDataSem(tree) => ext4_map_blocks_locked(inode, tree, &mut map)?,
@@ -96,8 +128,9 @@ pub fn ext4_get_block_write_nolock(inode: &Inode, window: &Window<'_>, lblk: u64
 
 /// `a_ops->direct_IO` for writes. Entered, and left, with `i_mutex` held.
 #[expect(non_snake_case, reason = "C name")]
+#[inline(always)]
 pub fn ext4_direct_IO<'i>(
-    iocb: &mut Kiocb,
+    iocb: &mut Kiocb<'_>,
     i_mutex: Locked<'i>,
     iter: &mut IovIter<'_>,
     offset: i64,
@@ -114,8 +147,9 @@ pub fn ext4_direct_IO<'i>(
 /// Entered with `i_mutex` held and the verdict in `iocb.private`; returns with `i_mutex` held. For an overwrite it is
 /// given up in between, and whatever was true of size, map and cache before has to be looked at again.
 #[expect(non_snake_case, reason = "C name")]
+#[inline(always)]
 pub fn ext4_ext_direct_IO<'i>(
-    iocb: &mut Kiocb,
+    iocb: &mut Kiocb<'_>,
     i_mutex: Locked<'i>,
     iter: &mut IovIter<'_>,
     offset: i64,
@@ -127,7 +161,10 @@ pub fn ext4_ext_direct_IO<'i>(
     }
 
     bug_on!(iocb.private.is_none());
-    let overwrite = matches!(iocb.private.take(), Some(Private::Overwrite(true)));
+    let overwrite = match iocb.private.take() {
+        Some(Private::Overwrite(map)) => map,
+        _ => None,
+    };
 
     // The caller's memory is brought in before anything but i_mutex is held: a page fault may need i_data_sem, and whoever
     // holds it for writing may be waiting for the page's address space (G6). In the window below it is only pinned.
@@ -136,7 +173,7 @@ pub fn ext4_ext_direct_IO<'i>(
     }
 
     // An overwrite needs i_mutex no longer: swap it.
-    let lock = if overwrite {
+    let lock = if overwrite.is_some() {
         DioLock::release(i_mutex, inode.i_sb().s_fs_info().dio_mode())
     } else {
         DioLock::IMutex(i_mutex)
@@ -156,13 +193,13 @@ pub fn ext4_ext_direct_IO<'i>(
 
         let ret = match &lock {
             DioLock::InFlight(_, window) => {
-                let get_block = |lblk, len, _| ext4_get_block_write_nolock(inode, window, lblk, len);
-                blockdev_direct_io(iocb, iter, inode, offset, DioFlags::empty(), get_block)
+                let get_block = |lblk, len, _| ext4_get_block_write_nolock(inode, window, &overwrite, lblk, len);
+                blockdev_direct_io(iocb, iter, inode, offset, DioFlags::COUNTED, get_block)
             }
             DioLock::IMutex(i_mutex) => {
                 let flags = ext4_dio_flags(i_mutex, iter, offset);
                 let get_block = |lblk, len, _| ext4_get_block_write(inode, lblk, len);
-                blockdev_direct_io(iocb, iter, inode, offset, flags, get_block)
+                blockdev_direct_io_locked(iocb, iter, inode, offset, flags, get_block)
             }
         };
 
@@ -177,8 +214,9 @@ pub fn ext4_ext_direct_IO<'i>(
 
 /// Direct writes to indirect-mapped files, always under `i_mutex`. Entered, and left, with it.
 #[expect(non_snake_case, reason = "C name")]
+#[cold]
 pub fn ext4_ind_direct_IO<'i>(
-    iocb: &mut Kiocb,
+    iocb: &mut Kiocb<'_>,
     i_mutex: Locked<'i>,
     iter: &mut IovIter<'_>,
     offset: i64,
@@ -191,7 +229,7 @@ pub fn ext4_ind_direct_IO<'i>(
     }
     let flags = ext4_dio_flags(&i_mutex, iter, offset) | DioFlags::SKIP_HOLES;
     let get_block = |lblk, len, _| ext4_get_block(inode, lblk, len);
-    let ret = blockdev_direct_io(iocb, iter, inode, offset, flags, get_block);
+    let ret = blockdev_direct_io_locked(iocb, iter, inode, offset, flags, get_block);
     (i_mutex, ret)
 }
 
@@ -206,8 +244,9 @@ fn ext4_dio_flags(i_mutex: &Locked<'_>, iter: &IovIter<'_>, offset: i64) -> DioF
     DioFlags::LOCKING | DioFlags::READ_MODIFY_WRITE
 }
 
+#[inline(always)]
 fn blockdev_direct_io(
-    iocb: &mut Kiocb,
+    iocb: &mut Kiocb<'_>,
     iter: &mut IovIter<'_>,
     inode: &Inode,
     offset: i64,
@@ -218,11 +257,23 @@ fn blockdev_direct_io(
     __blockdev_direct_IO(iocb, iter, DioRequest { rw: Rw::Write, inode, offset, flags, get_block, end_io })
 }
 
+/// [`blockdev_direct_io`], out of line: so the overwrite's stays the one that is inlined.
+#[inline(never)]
+fn blockdev_direct_io_locked(
+    iocb: &mut Kiocb<'_>,
+    iter: &mut IovIter<'_>,
+    inode: &Inode,
+    offset: i64,
+    flags: DioFlags,
+    get_block: impl FnMut(u64, u32, bool) -> Result<MapResult>,
+) -> Result<usize> {
+    blockdev_direct_io(iocb, iter, inode, offset, flags, get_block)
+}
+
 /// `a_ops->direct_IO` for reads. With `dioread_nolock` no lock is taken; else `i_mutex` while the blocks are looked up.
 #[expect(non_snake_case, reason = "C name")]
-pub fn ext4_direct_IO_read(iocb: &mut Kiocb, iter: &mut IovIter<'_>, offset: i64) -> Result<usize> {
-    let file = iocb.ki_filp.clone();
-    let inode: &Inode = file.f_inode();
+pub fn ext4_direct_IO_read(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, offset: i64) -> Result<usize> {
+    let inode: &Inode = iocb.ki_filp.f_inode();
     let flags = if ext4_should_dioread_nolock(inode) { DioFlags::empty() } else { DioFlags::LOCKING };
     let get_block = |lblk, len, _| ext4_get_block(inode, lblk, len);
     __blockdev_direct_IO(iocb, iter, DioRequest { rw: Rw::Read, inode, offset, flags, get_block, end_io: None })

@@ -147,15 +147,16 @@ pub type DioCount<'i> = kernel_shim::fs::DioCount<'i, Ext4>;
 /// An open file.
 pub type File = kernel_shim::fs::File<Ext4>;
 /// One read or write.
-pub type Kiocb = kernel_shim::fs::Kiocb<Ext4>;
+pub type Kiocb<'f> = kernel_shim::fs::Kiocb<'f, Ext4>;
 /// A mount.
 pub type SuperBlock = kernel_shim::fs::SuperBlock<Ext4>;
 
 /// What `kiocb.private` holds. In C one `void *` is both, one after the other.
 #[derive(Debug)]
 pub enum Private {
-    /// `iocb->private = &overwrite`: file.rs's verdict, taken once by inode.rs.
-    Overwrite(bool),
+    /// `iocb->private = &overwrite`: file.rs's verdict, taken once by inode.rs. For an overwrite it has with it where the
+    /// first blocks are, which stays true as long as the write is protected from truncate.
+    Overwrite(Option<ext4::MapBlocks>),
     /// `iocb->private = io_end`: an asynchronous write's companion, which goes on into the request.
     IoEnd(PoolBox<page_io::IoEnd>),
 }

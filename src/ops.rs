@@ -23,8 +23,9 @@ impl FileSystem for Ext4 {
     type InodeInfo = Ext4InodeInfo;
     type Private = Private;
 
+    #[inline(always)]
     fn direct_IO<'i>(
-        iocb: &mut Kiocb,
+        iocb: &mut Kiocb<'_>,
         i_mutex: Locked<'i>,
         iter: &mut IovIter<'_>,
         offset: i64,
@@ -32,7 +33,7 @@ impl FileSystem for Ext4 {
         crate::inode::ext4_direct_IO(iocb, i_mutex, iter, offset)
     }
 
-    fn direct_IO_read(iocb: &mut Kiocb, iter: &mut IovIter<'_>, offset: i64) -> Result<usize> {
+    fn direct_IO_read(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, offset: i64) -> Result<usize> {
         crate::inode::ext4_direct_IO_read(iocb, iter, offset)
     }
 
@@ -40,7 +41,7 @@ impl FileSystem for Ext4 {
         crate::fsync::ext4_sync_file(inode, start, end, datasync)
     }
 
-    fn buffered_write(_: &mut Kiocb, _: &Locked<'_>, _: &mut IovIter<'_>) -> Result<usize> {
+    fn buffered_write(_: &mut Kiocb<'_>, _: &Locked<'_>, _: &mut IovIter<'_>) -> Result<usize> {
         Err(EOPNOTSUPP)
     }
 

@@ -120,7 +120,7 @@ impl Config {
             }
             let top = nodes.last().and_then(|n| n["node-name"].as_str()).unwrap_or("");
             put(&["-object", &format!("iothread,id=io{index}")]);
-            // The address orders the disks for the guest.
+            // The address orders the disks for the guest. A request takes three places in the queue.
             let device = format!(
                 "virtio-blk-pci,drive={top},addr={:#x},num-queues={},queue-size=1024,disable-legacy=on,iothread=io{index}",
                 index + 2,

@@ -197,7 +197,8 @@ fn reads_of_everything() {
         let iov = [IoVec::source(memory.bytes())];
         assert_eq!(ext4_file_read(&mut Kiocb::new_sync(&file, 0), &mut IovIter::new(&iov)), Err(EFAULT));
         m.assert_idle(&file);
-        drop((iocb, file));
+        drop(iocb);
+        drop(file);
         m.finish();
     }
 }
@@ -332,7 +333,8 @@ fn the_position_moves() {
     let iov = [IoVec::source(page.bytes())];
     assert_eq!(ext4_file_write(&mut iocb, &mut IovIter::new(&iov)), Err(EINVAL));
     assert_eq!(iocb.ki_pos, 100);
-    drop((iocb, file));
+    drop(iocb);
+    drop(file);
     m.finish();
 }
 

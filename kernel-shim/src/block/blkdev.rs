@@ -19,7 +19,7 @@ use super::request::Request;
 use super::{BlkPlug, flush, plug};
 use crate::alloc::{Flags, GFP_KERNEL, GFP_NOIO, KBox};
 use crate::error::{Error, Result, code};
-use crate::sched;
+use crate::sched::{self, Task};
 use crate::sync::{Arc, Completion};
 
 /// What a device can do, fixed for its lifetime.
@@ -101,6 +101,14 @@ pub trait BlockDevice: Send + Sync {
     /// Makes all that was queued visible to the hardware: one doorbell. Any context.
     fn commit_rqs(&self);
 
+    /// [`BlockDevice::queue_rq`] and [`BlockDevice::commit_rqs`] in one.
+    #[doc(alias = "blk_mq_queue_data")]
+    #[inline]
+    fn queue_last(&self, rq: Request) {
+        self.queue_rq(rq);
+        self.commit_rqs();
+    }
+
     /// For messages.
     fn name(&self) -> &str {
         "disk"
@@ -120,6 +128,9 @@ impl<T: BlockDevice + ?Sized> BlockDevice for &T {
     fn commit_rqs(&self) {
         (**self).commit_rqs();
     }
+    fn queue_last(&self, rq: Request) {
+        (**self).queue_last(rq);
+    }
     fn name(&self) -> &str {
         (**self).name()
     }
@@ -137,6 +148,9 @@ impl<T: BlockDevice> BlockDevice for Arc<T> {
     }
     fn commit_rqs(&self) {
         (**self).commit_rqs();
+    }
+    fn queue_last(&self, rq: Request) {
+        (**self).queue_last(rq);
     }
     fn name(&self) -> &str {
         (**self).name()
@@ -164,6 +178,8 @@ pub(crate) struct Gendisk {
     free: unsafe fn(NonNull<()>),
     pub(crate) limits: QueueLimits,
     nr_sectors: u64,
+    /// Most bytes of memory in one stretch that a bio can be all of, in whole blocks.
+    max_piece: u32,
     pub(crate) bios: BioSet,
     /// Contexts inside the driver on behalf of a bio that may already have ended.
     pins: AtomicUsize,
@@ -217,8 +233,8 @@ impl Gendisk {
     /// To the driver, at once. The caller has a handle or a pin.
     #[inline]
     pub(crate) fn queue_now(&self, rq: Request) {
-        self.queue_only(rq);
-        self.commit();
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.dev().queue_last(rq);
     }
 
     /// To the driver, with a [`Gendisk::commit`] to follow. The caller has a handle or a pin.
@@ -253,7 +269,7 @@ impl Gendisk {
     }
 
     /// Whether `bio` is a plain read or write that the driver may be asked for: all but always so.
-    #[inline]
+    #[inline(always)]
     fn check_plain(&self, bio: &BioPtr) -> bool {
         bio.bi_opf.is_plain()
             && bio.bi_size.wrapping_sub(1) < self.limits.max_bytes
@@ -371,6 +387,7 @@ impl Bdev {
         let disk = Gendisk {
             dev,
             free: free_dev::<D>,
+            max_piece: limits.max_bytes.min(limits.max_segment_size) & !(limits.logical_block_size - 1),
             limits,
             nr_sectors,
             bios: BioSet::new(),
@@ -422,6 +439,12 @@ impl Bdev {
         self.limits().logical_block_size
     }
 
+    /// Most bytes, in whole logical blocks, that one bio can carry in one stretch of memory.
+    #[inline]
+    pub fn max_piece(&self) -> u32 {
+        self.disk().max_piece
+    }
+
     /// Whether writes are refused.
     #[doc(alias = "bdev_read_only")]
     pub fn read_only(&self) -> bool {
@@ -459,7 +482,7 @@ unsafe fn free_dev<D: BlockDevice>(dev: NonNull<()>) {
 ///
 /// Who holds bios without submitting them may wait here for itself.
 #[doc(alias = "bio_alloc_bioset")]
-#[inline]
+#[inline(always)]
 pub fn bio_alloc(bdev: &Bdev, opf: ReqOpf, gfp: Flags) -> Result<BioPtr> {
     match bdev.disk().bios.try_get(opf) {
         Some(bio) => Ok(bio),
@@ -488,6 +511,18 @@ pub fn submit_bio(bdev: &Bdev, bio: BioPtr) {
         disk.queue(Request::plain(bio));
     } else {
         submit_bio_slow(bdev, bio);
+    }
+}
+
+/// [`submit_bio`] by a task that goes to sleep for it next, so that there is nothing to be gained by holding it back. Task
+/// context only.
+#[inline(always)]
+pub fn submit_bio_last(bdev: &Bdev, bio: BioPtr) {
+    let disk = bdev.disk();
+    if bio.bi_disk == bdev.disk && disk.check_plain(&bio) && !plug::holds_some() {
+        disk.queue_now(Request::plain(bio));
+    } else {
+        submit_bio(bdev, bio);
     }
 }
 
@@ -566,11 +601,35 @@ impl<'a> IoBatch<'a> {
 }
 
 /// Submits a bio and sleeps until it has ended.
-pub fn submit_bio_wait(bdev: &Bdev, bio: BioPtr) -> Result {
-    IoBatch::run(bdev, |batch| {
-        batch.submit(bio);
-        Ok(())
-    })
+#[inline]
+pub fn submit_bio_wait(bdev: &Bdev, mut bio: BioPtr) -> Result {
+    /// On the waiter's stack.
+    struct Wait {
+        /// 0, an errno, or [`PENDING`].
+        state: AtomicI32,
+        task: &'static Task,
+    }
+    const PENDING: i32 = 1;
+    let wait = Wait { state: AtomicI32::new(PENDING), task: sched::current() };
+    bio.bi_private = core::ptr::from_ref(&wait).cast_mut().cast();
+    bio.bi_end_io = |bio| {
+        // SAFETY: the waiter does not go on before the store below.
+        let wait = unsafe { &*bio.bi_private.cast_const().cast::<Wait>() };
+        let state = bio.bi_status.map_or(0, Error::to_errno);
+        drop(bio);
+        // Read before the store: with it goes the waiter's stack. Tasks live for ever.
+        let task = wait.task;
+        wait.state.store(state, Ordering::Release);
+        sched::unpark(task);
+    };
+    submit_bio_last(bdev, bio);
+    loop {
+        match wait.state.load(Ordering::Acquire) {
+            PENDING => sched::schedule(),
+            0 => return Ok(()),
+            errno => return Err(Error::from_errno(errno)),
+        }
+    }
 }
 
 /// Makes all writes that have ended durable. Sleeps.
@@ -593,8 +652,7 @@ pub fn bdev_rw(bdev: &Bdev, opf: ReqOpf, sector: u64, buf: &mut [u8]) -> Result 
         blkdev_issue_flush(bdev)?;
     }
     let opf = opf.difference(ReqOpf::PREFLUSH);
-    let limits = bdev.limits();
-    let step = limits.max_bytes.min(limits.max_segment_size) & !(limits.logical_block_size - 1);
+    let step = bdev.max_piece();
     IoBatch::run(bdev, |batch| {
         let mut at = sector;
         for chunk in buf.chunks_mut(step as usize) {

@@ -193,6 +193,12 @@ impl Drop for BlkPlug {
     }
 }
 
+/// Whether current's plug holds anything back. In task context.
+#[inline]
+pub(crate) fn holds_some() -> bool {
+    sched::current().plug.count.get() != 0
+}
+
 /// Queues what current's plug holds. Before each sleep; in task context.
 #[doc(alias = "blk_flush_plug")]
 #[inline]

@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `fs/direct-io.c`: from a caller's memory to bios and back, without a page cache between.
 //!
-//! One I/O is one `Dio`, from a fixed pool. Its reference count is the number of bios in flight, plus one
-//! for the submitter until it has submitted all. Whoever drops the last reference completes the I/O:
+//! The bios of one I/O share a `Flight`: a reference count, which is the number of bios in flight plus one for
+//! the submitter, and the first error. Whoever drops the last reference completes the I/O:
 //!
-//! * synchronous: the submitter, which sleeps until only its own reference is left;
+//! * synchronous: the submitter, on whose stack the flight is, and who sleeps until only its own reference is left;
 //! * asynchronous: the last bio's completion, in interrupt context, or, if completing may sleep
-//!   (`O_DSYNC`, cached pages to drop), a worker it is handed to.
+//!   (`O_DSYNC`, cached pages to drop), a worker it is handed to. The flight is part of a `Dio` then, which comes from
+//!   a fixed pool and has with it all that completing takes.
 //!
 //! Completion goes: file system (`end_io`), page cache, durability, `i_dio_count`, the submitter. A
 //! write that failed tells `end_io` so, and converts nothing.
 //!
-//! State of an I/O lives in its `Dio` and nowhere else: not in the inode, not in the kiocb, which is
+//! State of an I/O lives there and nowhere else: not in the inode, not in the kiocb, which is
 //! the submitter's alone and may be gone when the first bio ends.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use super::{FileSystem, Inode, IocbFlags, IovIter, KiComplete, Kiocb, Rw};
-use crate::alloc::{Arc, GFP_KERNEL, GFP_NOFS, KVec, Pool, PoolBox};
-use crate::block::{Bdev, BioPtr, ReqOpf, bdev_rw, bio_alloc, submit_bio};
+use super::{DioCount, FileSystem, Inode, IocbFlags, IovIter, KiComplete, Kiocb, Rw};
+use crate::alloc::{Arc, GFP_KERNEL, GFP_NOFS, Pool, PoolBox};
+use crate::block::{Bdev, BioPtr, ReqOpf, bio_alloc, submit_bio, submit_bio_last};
 use crate::error::{Error, Result, code::*};
 use crate::mm::filemap;
 use crate::sched::{self, Task};
@@ -27,12 +28,14 @@ use crate::sync::WaitQueue;
 use crate::testing::{Fix, reverted};
 use crate::workqueue::{Work, WorkItem, Workqueue};
 
+mod rmw;
+
+use rmw::{ZERO_PAGE, dio_read_modify_write};
+
 /// Blocks one `get_block` call is asked for at most.
 pub const DIO_MAX_BLOCKS: u32 = 4096;
 /// Direct I/Os of one mount in flight at once; the next one waits.
 const DIO_POOL: usize = 1024;
-/// Bytes a read-modify-write carries at once.
-const RMW_BYTES: usize = 64 << 10;
 const SECTOR: usize = 512;
 
 bitflags::bitflags! {
@@ -49,6 +52,8 @@ bitflags::bitflags! {
         /// A write may be finer than the device's logical block: the rest of the block is read first. The caller
         /// holds `i_mutex` and has waited for all I/O in flight, so that nothing changes between reading and writing.
         const READ_MODIFY_WRITE = 0x04;
+        /// The caller has counted itself in `i_dio_count` for as long as the call lasts: a synchronous I/O need not.
+        const COUNTED = 0x08;
     }
 }
 
@@ -90,17 +95,56 @@ pub struct DioRequest<'i, F: FileSystem, G> {
     pub end_io: Option<DioIodone<F>>,
 }
 
-/// One direct I/O.
-///
-/// # Invariants
-/// All fields but the atomics are written by the submitter only, and read by others only after the last reference
-/// was dropped. `inode` is valid: `filp` keeps it for an asynchronous I/O, the submitter's kiocb for a synchronous one.
-pub(crate) struct Dio<F: FileSystem> {
+/// What the bios of one I/O share while they are in flight.
+struct Flight {
+    /// Bios in flight, and one for the submitter.
     refcount: AtomicU32,
     /// errno of the first bio that failed, or 0.
     io_error: AtomicI32,
     /// The submitter; woken when its reference is the only one left.
     waiter: &'static Task,
+}
+
+impl Flight {
+    #[inline]
+    fn new() -> Self {
+        Self { refcount: AtomicU32::new(1), io_error: AtomicI32::new(0), waiter: sched::current() }
+    }
+
+    /// For the submitter: sleeps until no bio is in flight any more.
+    #[inline]
+    fn land(&self) {
+        while self.refcount.load(Ordering::Acquire) != 1 {
+            sched::schedule();
+        }
+    }
+
+    #[inline]
+    fn note(&self, result: Result) {
+        if let Err(e) = result {
+            // The first error is the one that is told.
+            let _ = self.io_error.compare_exchange(0, e.to_errno(), Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// What became of `size` bytes that were submitted; `failed` is what ended the submission early.
+    #[inline]
+    fn result(&self, size: usize, failed: Option<Error>) -> Result<usize> {
+        match (self.io_error.load(Ordering::Relaxed), failed) {
+            (0, Some(e)) if size == 0 => Err(e),
+            (0, _) => Ok(size),
+            (e, _) => Err(Error::from_errno(e)),
+        }
+    }
+}
+
+/// C's `struct dio`: an asynchronous I/O.
+///
+/// # Invariants
+/// All fields but the atomics are written by the submitter only, and read by others only after the last reference
+/// was dropped. `inode` is valid: `filp` keeps it.
+pub(crate) struct Dio<F: FileSystem> {
+    flight: Flight,
     rw: Rw,
     /// Completion may sleep.
     defer: bool,
@@ -141,14 +185,15 @@ impl<F: FileSystem> DioPool<F> {
         })
     }
 
-    /// A place for `dio`; sleeps while all are in flight. [`ENOMEM`] if the pool has some and gives none.
-    fn alloc(&self, dio: Dio<F>) -> Result<PoolBox<Dio<F>>> {
-        let mut dio = dio;
+    /// A place with what `init` returns; sleeps while all are in flight. [`ENOMEM`] if the pool has some and gives none.
+    #[inline]
+    fn alloc(&self, mut init: impl FnMut() -> Dio<F>) -> Result<PoolBox<Dio<F>>> {
         loop {
-            match self.pool.try_alloc(dio) {
-                Ok(b) => return Ok(b),
-                Err(_) if self.pool.available() > 0 => return Err(ENOMEM),
-                Err(back) => dio = back,
+            if let Some(dio) = self.pool.try_alloc_with(&mut init) {
+                return Ok(dio);
+            }
+            if self.pool.available() > 0 {
+                return Err(ENOMEM);
             }
             self.wait.wait_event(|| self.pool.available() > 0);
         }
@@ -175,8 +220,9 @@ impl<F: FileSystem> DioPool<F> {
 /// multiples of the device's logical block. If memory or mapping fails half-way, what was before is written and
 /// reported; nothing is written for the rest.
 #[expect(non_snake_case, reason = "C name")]
+#[inline(always)]
 pub fn __blockdev_direct_IO<F, G>(
-    iocb: &mut Kiocb<F>,
+    iocb: &mut Kiocb<'_, F>,
     iter: &mut IovIter<'_>,
     mut req: DioRequest<'_, F, G>,
 ) -> Result<usize>
@@ -203,105 +249,301 @@ where
     }
     // A reader that must not see blocks move keeps i_mutex while it looks them up.
     let _i_mutex = (req.rw == Rw::Read && req.flags.contains(DioFlags::LOCKING)).then(|| req.inode.lock());
-    let count = req.inode.inode_dio_begin();
+    let counted = req.flags.contains(DioFlags::COUNTED) && iocb.is_sync();
+    let count = (!counted).then(|| req.inode.inode_dio_begin());
     let i_size = req.inode.i_size();
+    let mut limit = usize::MAX;
     if req.rw == Rw::Read {
         if req.offset >= i_size {
             return Ok(0);
         }
         // The device reads whole logical blocks; what lies behind the end of the file is not reported.
-        let whole = (i_size - req.offset) as usize;
-        iter.truncate(whole.div_ceil(lbs) * lbs);
+        limit = (i_size - req.offset) as usize;
+        iter.truncate(limit.div_ceil(lbs) * lbs);
     }
-    let extends = req.rw == Rw::Write && end > i_size;
-    let is_async = !iocb.is_sync() && !extends;
+    if iocb.is_sync() || req.rw == Rw::Write && end > i_size {
+        let ret = dio_sync(iocb, iter, req, limit);
+        drop(count);
+        ret
+    } else {
+        dio_async(iocb, iter, req, limit, count)
+    }
+}
+
+/// Submits, waits and completes. At most `limit` bytes are reported.
+#[inline(always)]
+fn dio_sync<F, G>(
+    iocb: &mut Kiocb<'_, F>,
+    iter: &mut IovIter<'_>,
+    mut req: DioRequest<'_, F, G>,
+    limit: usize,
+) -> Result<usize>
+where
+    F: FileSystem,
+    G: FnMut(u64, u32, bool) -> Result<MapResult>,
+{
+    /// Bios refer to the flight until it has landed, whatever way the submission is left.
+    struct Landing<'a>(&'a Flight);
+    impl Drop for Landing<'_> {
+        #[inline]
+        fn drop(&mut self) {
+            self.0.land();
+        }
+    }
+    let flight = Flight::new();
+    let landing = Landing(&flight);
+    let to = BioTarget {
+        flight: &flight,
+        bdev: req.inode.i_sb().s_bdev(),
+        end_io: dio_bio_end_io,
+        private: NonNull::from(&flight).cast(),
+        waits: true,
+    };
+    let (bytes, failed) = submit_all(to, iter, &mut req);
+    drop(landing);
+    let size = bytes.min(limit);
+    dio_end(req.inode, req.rw, req.end_io, iocb.private.take(), req.offset, size, flight.result(size, failed))
+}
+
+/// Submits, and answers [`EIOCBQUEUED`], unless all has ended by then or something failed, which is the answer then. At
+/// most `limit` bytes are reported.
+#[inline(never)]
+fn dio_async<F, G>(
+    iocb: &mut Kiocb<'_, F>,
+    iter: &mut IovIter<'_>,
+    mut req: DioRequest<'_, F, G>,
+    limit: usize,
+    count: Option<DioCount<'_, F>>,
+) -> Result<usize>
+where
+    F: FileSystem,
+    G: FnMut(u64, u32, bool) -> Result<MapResult>,
+{
+    let inode = req.inode;
     let dsync = req.rw == Rw::Write && iocb.is_dsync();
-    let dio = sb.s_dio.alloc(Dio {
-        refcount: AtomicU32::new(1),
-        io_error: AtomicI32::new(0),
-        waiter: sched::current(),
+    let dio = inode.i_sb().s_dio.alloc(|| Dio {
+        flight: Flight::new(),
         rw: req.rw,
-        defer: dsync || req.rw == Rw::Write && req.inode.i_mapping().nrpages() != 0,
+        defer: dsync || req.rw == Rw::Write && inode.i_mapping().nrpages() != 0,
         dsync,
         datasync: !iocb.ki_flags.contains(IocbFlags::SYNC),
         offset: req.offset,
         size: 0,
-        inode: NonNull::from(req.inode),
-        filp: is_async.then(|| iocb.ki_filp.clone()),
+        inode: NonNull::from(inode),
+        filp: Some(iocb.ki_filp.clone()),
         end_io: req.end_io,
         private: iocb.private.take(),
-        ki_complete: if is_async { iocb.take_complete() } else { None },
+        ki_complete: iocb.take_complete(),
         work: Work::new(),
     })?;
-    count.into_request();
-
-    let mut s = Submission { dio: PoolBox::into_raw(dio), bdev, bio: None, next_sector: 0, bytes: 0 };
-    let failed = s.submit_all(iter, &mut req).err();
-    let size = if req.rw == Rw::Read { s.bytes.min((i_size - req.offset) as usize) } else { s.bytes };
-    s.finish(size, is_async, failed)
+    if let Some(count) = count {
+        count.into_request();
+    }
+    let dio = PoolBox::into_raw(dio);
+    // SAFETY: the submitter's reference keeps it to the end of this function.
+    let flight: &Flight = unsafe { &(*dio.as_ptr()).flight };
+    let to = BioTarget {
+        flight,
+        bdev: inode.i_sb().s_bdev(),
+        end_io: dio_bio_end_aio::<F>,
+        private: dio.cast(),
+        waits: false,
+    };
+    let (bytes, failed) = submit_all(to, iter, &mut req);
+    let size = bytes.min(limit);
+    // SAFETY: completions do not look at `size` before the last reference is gone, and we hold one.
+    unsafe { (&raw mut (*dio.as_ptr()).size).write(size) };
+    if failed.is_some() {
+        // Half-way: it is waited for, so that the answer can say how far it got.
+        flight.land();
+    } else if flight.refcount.fetch_sub(1, Ordering::AcqRel) != 1 {
+        return Err(EIOCBQUEUED);
+    }
+    // All bios have ended, and none was the last: it is ours to complete, and our answer tells the submitter.
+    // SAFETY: the last reference is ours.
+    dio_complete(unsafe { PoolBox::from_raw(dio) }, failed, false)
 }
 
-/// The submitter's side of a [`Dio`] under way.
-struct Submission<'b, F: FileSystem> {
-    dio: NonNull<Dio<F>>,
-    bdev: &'b Bdev,
+/// What all bios of an I/O have in common.
+#[derive(Clone, Copy)]
+struct BioTarget<'a> {
+    flight: &'a Flight,
+    bdev: &'a Bdev,
+    end_io: fn(BioPtr),
+    private: NonNull<()>,
+    /// The submitter sleeps next.
+    waits: bool,
+}
+
+impl BioTarget<'_> {
+    /// A bio for `len` bytes at `page`.
+    #[inline(always)]
+    fn bio(&self, op: ReqOpf, sector: u64, page: NonNull<u8>, len: u32) -> Result<BioPtr> {
+        let mut bio = bio_alloc(self.bdev, op, GFP_NOFS)?;
+        bio.bi_sector = sector;
+        bio.bi_end_io = self.end_io;
+        bio.bi_private = self.private.as_ptr();
+        // SAFETY: the memory was pinned until the I/O ends, and whoever made the kiocb vouches for its use till then.
+        if !unsafe { bio.bio_add_page(page, len) } {
+            return Err(EIO);
+        }
+        Ok(bio)
+    }
+
+    /// Sends the last bio on its way.
+    #[inline(always)]
+    fn submit(&self, bio: BioPtr) {
+        self.flight.refcount.fetch_add(1, Ordering::Relaxed);
+        if self.waits {
+            submit_bio_last(self.bdev, bio);
+        } else {
+            submit_bio(self.bdev, bio);
+        }
+    }
+}
+
+fn bio_op(rw: Rw) -> ReqOpf {
+    match rw {
+        Rw::Read => ReqOpf::REQ_OP_READ,
+        Rw::Write => ReqOpf::REQ_OP_WRITE | ReqOpf::SYNC,
+    }
+}
+
+/// Where `count` bytes `done` bytes behind the I/O's start are: at least one block, and no more than needed.
+#[inline(always)]
+fn get_block<F, G>(req: &mut DioRequest<'_, F, G>, done: usize, count: usize) -> Result<MapResult>
+where
+    F: FileSystem,
+    G: FnMut(u64, u32, bool) -> Result<MapResult>,
+{
+    let blkbits = req.inode.i_blkbits();
+    let pos = req.offset as u64 + done as u64;
+    let in_block = pos as usize & ((1 << blkbits) - 1);
+    let blocks = ((in_block + count + (1 << blkbits) - 1) >> blkbits).min(DIO_MAX_BLOCKS as usize) as u32;
+    let create = req.rw == Rw::Write && !req.flags.contains(DioFlags::SKIP_HOLES);
+    match (req.get_block)(pos >> blkbits, blocks, create)? {
+        MapResult::Mapped { len: 0, .. } => Err(EIO),
+        MapResult::Mapped { pblk, len } => Ok(MapResult::Mapped { pblk, len: len.min(blocks) }),
+        MapResult::Hole { len } => Ok(MapResult::Hole { len: len.min(blocks) }),
+    }
+}
+
+/// Maps, pins and submits until `iter` is empty or something fails. Returns how many bytes that was, and what failed.
+#[inline(always)]
+fn submit_all<F, G>(to: BioTarget<'_>, iter: &mut IovIter<'_>, req: &mut DioRequest<'_, F, G>) -> (usize, Option<Error>)
+where
+    F: FileSystem,
+    G: FnMut(u64, u32, bool) -> Result<MapResult>,
+{
+    let count = iter.count();
+    let map = match get_block(req, 0, count) {
+        Ok(map) => map,
+        Err(e) => return (0, Some(e)),
+    };
+    // The usual I/O is one stretch of memory and one of the device.
+    let blkbits = req.inode.i_blkbits();
+    let in_block = req.offset as usize & ((1 << blkbits) - 1);
+    if let MapResult::Mapped { pblk, len } = map
+        && ((len as usize) << blkbits) - in_block >= count
+        && count <= to.bdev.max_piece() as usize
+        && let Some(page) = iter.pin_all()
+    {
+        let sector = (pblk << (blkbits - 9)) + (in_block as u64 >> 9);
+        return match to.bio(bio_op(req.rw), sector, page, count as u32) {
+            Ok(bio) => {
+                to.submit(bio);
+                (count, None)
+            }
+            Err(e) => (0, Some(e)),
+        };
+    }
+    submit_many(to, iter, req, map)
+}
+
+/// [`submit_all`] in general; `map` is for what comes first.
+#[inline(never)]
+fn submit_many<F, G>(
+    to: BioTarget<'_>,
+    iter: &mut IovIter<'_>,
+    req: &mut DioRequest<'_, F, G>,
+    map: MapResult,
+) -> (usize, Option<Error>)
+where
+    F: FileSystem,
+    G: FnMut(u64, u32, bool) -> Result<MapResult>,
+{
+    let mut s = Submission { to, bio: None, next_sector: 0, bytes: 0 };
+    let failed = s.submit_pieces(iter, req, map).err();
+    if let Some(bio) = s.bio.take() {
+        to.submit(bio);
+    }
+    (s.bytes, failed)
+}
+
+/// An I/O of several pieces under way.
+struct Submission<'a> {
+    to: BioTarget<'a>,
     bio: Option<BioPtr>,
     /// Sector behind the last one in `bio`.
     next_sector: u64,
     bytes: usize,
 }
 
-impl<F: FileSystem> Submission<'_, F> {
-    /// Maps, pins and submits until `iter` is empty or something fails.
-    fn submit_all<G>(&mut self, iter: &mut IovIter<'_>, req: &mut DioRequest<'_, F, G>) -> Result
+impl Submission<'_> {
+    /// All but the last bio.
+    fn submit_pieces<F, G>(
+        &mut self,
+        iter: &mut IovIter<'_>,
+        req: &mut DioRequest<'_, F, G>,
+        mut map: MapResult,
+    ) -> Result
     where
+        F: FileSystem,
         G: FnMut(u64, u32, bool) -> Result<MapResult>,
     {
         let blkbits = req.inode.i_blkbits();
-        let bs = 1usize << blkbits;
-        let limits = self.bdev.limits();
-        let lbs = limits.logical_block_size as usize;
-        let piece_max = (limits.max_bytes.min(limits.max_segment_size)) as usize & !(lbs - 1);
-        let op = match req.rw {
-            Rw::Read => ReqOpf::REQ_OP_READ,
-            Rw::Write => ReqOpf::REQ_OP_WRITE | ReqOpf::SYNC,
-        };
-        let create = req.rw == Rw::Write && !req.flags.contains(DioFlags::SKIP_HOLES);
-        while iter.count() > 0 {
-            let pos = req.offset as u64 + self.bytes as u64;
-            let in_block = pos as usize & (bs - 1);
-            let blocks = (in_block + iter.count()).div_ceil(bs).min(DIO_MAX_BLOCKS as usize) as u32;
-            let (pblk, len) = match (req.get_block)(pos >> blkbits, blocks, create)? {
-                MapResult::Mapped { pblk, len } => (Some(pblk), len),
-                MapResult::Hole { len } => (None, len),
-            };
-            let mut left = ((len.min(blocks) as usize) << blkbits).saturating_sub(in_block).min(iter.count());
-            let Some(pblk) = pblk else {
-                self.read_hole(iter, left, req.rw)?;
-                continue;
-            };
-            let mut sector = (pblk << (blkbits - 9)) + (in_block as u64 >> 9);
-            if left == 0 {
-                return Err(EIO);
-            }
-            while left > 0 {
-                let pinned = match iter.pin(left.min(piece_max)) {
-                    // What the old code did: blocks that were asked for were written from the zero page.
-                    Err(_) if reverted(Fix::G9) => Some((NonNull::from(&ZERO_PAGE.0).cast(), lbs)),
-                    pinned => pinned?,
-                };
-                let Some((page, n)) = pinned else { return Err(EFAULT) };
-                // A page that is missing behind the pinned ones can leave part of a block.
-                let n = n & !(lbs - 1);
-                if n == 0 {
-                    return Err(EFAULT);
+        loop {
+            let in_block = (req.offset as usize + self.bytes) & ((1 << blkbits) - 1);
+            let left = |len: u32| ((len as usize) << blkbits).saturating_sub(in_block).min(iter.count());
+            match map {
+                MapResult::Hole { len } => {
+                    let left = left(len);
+                    self.read_hole(iter, left, req.rw)?;
                 }
-                self.add_page(op, sector, page, n as u32)?;
-                iter.advance(n);
-                self.bytes += n;
-                left -= n;
-                sector += n as u64 >> 9;
+                MapResult::Mapped { pblk, len } => {
+                    let left = left(len);
+                    let sector = (pblk << (blkbits - 9)) + (in_block as u64 >> 9);
+                    self.submit_mapped(iter, bio_op(req.rw), sector, left)?;
+                }
             }
+            if iter.count() == 0 {
+                return Ok(());
+            }
+            map = get_block(req, self.bytes, iter.count())?;
+        }
+    }
+
+    /// `left` bytes from `sector` on.
+    fn submit_mapped(&mut self, iter: &mut IovIter<'_>, op: ReqOpf, mut sector: u64, mut left: usize) -> Result {
+        let piece_max = self.to.bdev.max_piece() as usize;
+        let lbs = self.to.bdev.logical_block_size() as usize;
+        while left > 0 {
+            let pinned = match iter.pin(left.min(piece_max)) {
+                // What the old code did: blocks that were asked for were written from the zero page.
+                Err(_) if reverted(Fix::G9) => Some((NonNull::from(&ZERO_PAGE.0).cast(), lbs)),
+                pinned => pinned?,
+            };
+            let Some((page, n)) = pinned else { return Err(EFAULT) };
+            // A page that is missing behind the pinned ones can leave part of a block.
+            let n = n & !(lbs - 1);
+            if n == 0 {
+                return Err(EFAULT);
+            }
+            self.add_page(op, sector, page, n as u32)?;
+            iter.advance(n);
+            self.bytes += n;
+            left -= n;
+            sector += n as u64 >> 9;
         }
         Ok(())
     }
@@ -315,78 +557,50 @@ impl<F: FileSystem> Submission<'_, F> {
         if n == len && n > 0 { Ok(()) } else { Err(EFAULT) }
     }
 
-    #[inline]
+    /// To the bio that there is, or, if it cannot go there, to a new one.
     fn add_page(&mut self, op: ReqOpf, sector: u64, page: NonNull<u8>, len: u32) -> Result {
+        let joins = self.next_sector == sector;
+        self.next_sector = sector + u64::from(len >> 9);
         if let Some(bio) = &mut self.bio {
-            // SAFETY: the memory was pinned until the I/O ends, and whoever made the kiocb vouches for its use till then.
-            if self.next_sector == sector && unsafe { bio.bio_add_page(page, len) } {
-                self.next_sector = sector + u64::from(len >> 9);
+            // SAFETY: as in `BioTarget::bio`.
+            if joins && unsafe { bio.bio_add_page(page, len) } {
                 return Ok(());
             }
-            self.submit_bio();
         }
-        let mut bio = bio_alloc(self.bdev, op, GFP_NOFS)?;
-        bio.bi_sector = sector;
-        bio.bi_end_io = dio_bio_end_io::<F>;
-        bio.bi_private = self.dio.as_ptr().cast();
-        // SAFETY: as above.
-        if !unsafe { bio.bio_add_page(page, len) } {
-            return Err(EIO);
+        // To the plug: more follows.
+        if let Some(full) = self.bio.take() {
+            self.to.flight.refcount.fetch_add(1, Ordering::Relaxed);
+            submit_bio(self.to.bdev, full);
         }
-        self.next_sector = sector + u64::from(len >> 9);
-        self.bio = Some(bio);
+        self.bio = Some(self.to.bio(op, sector, page, len)?);
         Ok(())
-    }
-
-    #[inline]
-    fn submit_bio(&mut self) {
-        if let Some(bio) = self.bio.take() {
-            // SAFETY: the submitter's own reference keeps the dio.
-            unsafe { self.dio.as_ref() }.refcount.fetch_add(1, Ordering::Relaxed);
-            submit_bio(self.bdev, bio);
-        }
-    }
-
-    /// Sends what is left, gives up the submitter's reference, and waits if the I/O is synchronous. An I/O that failed
-    /// half-way is waited for, too, so that the answer can say how far it got.
-    fn finish(mut self, size: usize, is_async: bool, failed: Option<Error>) -> Result<usize> {
-        self.submit_bio();
-        let mut dio = self.dio;
-        // SAFETY: completions do not look at `size` before the last reference is gone, and we hold one.
-        unsafe { dio.as_mut().size = size };
-        if is_async && failed.is_none() {
-            // SAFETY: our reference.
-            if unsafe { dio.as_ref() }.refcount.fetch_sub(1, Ordering::AcqRel) != 1 {
-                return Err(EIOCBQUEUED);
-            }
-            // All bios have ended, and none was the last: it is ours to complete, and our answer tells the submitter.
-        } else {
-            // SAFETY: our reference.
-            while unsafe { dio.as_ref() }.refcount.load(Ordering::Acquire) != 1 {
-                sched::schedule();
-            }
-        }
-        // SAFETY: the last reference is ours.
-        let dio = unsafe { PoolBox::from_raw(dio) };
-        dio_complete(dio, failed, false)
     }
 }
 
-/// `bi_end_io` of a data bio. Any context.
-#[doc(alias = "dio_bio_end_aio")]
-fn dio_bio_end_io<F: FileSystem>(bio: BioPtr) {
-    // OK to unwrap: `add_page` set it.
+/// `bi_end_io` of a synchronous I/O's bios. Any context.
+fn dio_bio_end_io(bio: BioPtr) {
+    // SAFETY: `dio_sync` does not return before the bio has given up its reference, in the `fetch_sub` below.
+    let flight = unsafe { &*bio.bi_private.cast_const().cast::<Flight>() };
+    flight.note(bio.result());
+    drop(bio);
+    // Read before our reference goes: with it goes the flight. Tasks live for ever.
+    let waiter = flight.waiter;
+    if flight.refcount.fetch_sub(1, Ordering::AcqRel) == 2 {
+        sched::unpark(waiter);
+    }
+}
+
+/// `bi_end_io` of an asynchronous I/O's bios. Any context.
+fn dio_bio_end_aio<F: FileSystem>(bio: BioPtr) {
+    // OK to unwrap: `dio_async` set it.
     let Some(dio) = NonNull::new(bio.bi_private.cast::<Dio<F>>()) else { return };
     // SAFETY: the bio holds a reference on its dio until the `fetch_sub` below.
-    let d = unsafe { dio.as_ref() };
-    if let Err(e) = bio.result() {
-        // The first error is the one that is told.
-        let _ = d.io_error.compare_exchange(0, e.to_errno(), Ordering::Relaxed, Ordering::Relaxed);
-    }
+    let flight = unsafe { &dio.as_ref().flight };
+    flight.note(bio.result());
     drop(bio);
     // Read before our reference goes: a submitter that sees it gone frees the dio. Tasks live for ever.
-    let waiter = d.waiter;
-    match d.refcount.fetch_sub(1, Ordering::AcqRel) {
+    let waiter = flight.waiter;
+    match flight.refcount.fetch_sub(1, Ordering::AcqRel) {
         2 => sched::unpark(waiter),
         // SAFETY: that was the last reference: the dio is ours.
         1 => dio_aio_complete(unsafe { PoolBox::from_raw(dio) }),
@@ -424,34 +638,47 @@ impl<F: FileSystem> WorkItem for Dio<F> {
     }
 }
 
-/// The end of an I/O whose bios have all ended: conversion, cache, durability, count, and, if `aio`, the
+/// The file system and the page cache hear of the end of an I/O, with `ret` as the bios have it. Returns what the submitter
+/// is to hear.
+#[inline]
+fn dio_end<F: FileSystem>(
+    inode: &Inode<F>,
+    rw: Rw,
+    end_io: Option<DioIodone<F>>,
+    private: Option<F::Private>,
+    offset: i64,
+    size: usize,
+    ret: Result<usize>,
+) -> Result<usize> {
+    let mut ret = ret;
+    if let Some(end_io) = end_io {
+        // Called for a failed I/O, too, which must not convert anything (G30).
+        let told = if reverted(Fix::G30) { Ok(size) } else { ret };
+        if let Err(e) = end_io(inode, offset, told, private) {
+            ret = ret.and(Err(e));
+        }
+    }
+    if rw == Rw::Write && size > 0 && inode.i_mapping().nrpages() != 0 {
+        filemap::dio_invalidate_pages(inode, offset, offset + size as i64 - 1);
+    }
+    ret
+}
+
+/// The end of an asynchronous I/O whose bios have all ended: conversion, cache, durability, count, and, if `aio`, the
 /// listener. Sleeps only if the dio was marked so, or called by the submitter.
 fn dio_complete<F: FileSystem>(mut dio: PoolBox<Dio<F>>, failed: Option<Error>, aio: bool) -> Result<usize> {
     // SAFETY: by the type's invariant; `filp` below keeps it as long as it is used.
     let inode = unsafe { dio.inode.as_ref() };
-    let mut ret = match (dio.io_error.load(Ordering::Relaxed), failed) {
-        (0, Some(e)) if dio.size == 0 => Err(e),
-        (0, _) => Ok(dio.size),
-        (e, _) => Err(Error::from_errno(e)),
-    };
-    let (offset, size) = (dio.offset, dio.size as i64);
-    if let Some(end_io) = dio.end_io {
-        // Called for a failed I/O, too, which must not convert anything (G30).
-        let told = if reverted(Fix::G30) { Ok(dio.size) } else { ret };
-        if let Err(e) = end_io(inode, offset, told, dio.private.take()) {
-            ret = ret.and(Err(e));
-        }
-    }
-    if dio.rw == Rw::Write && size > 0 && inode.i_mapping().nrpages() != 0 {
-        filemap::dio_invalidate_pages(inode, offset, offset + size - 1);
-    }
-    // A synchronous writer, and one whose submission ended with a result, syncs by itself. Not at submission of an
-    // asynchronous one: that would promise durability of data that is still under way (G13).
+    let (offset, size) = (dio.offset, dio.size);
+    let private = dio.private.take();
+    let mut ret = dio_end(inode, dio.rw, dio.end_io, private, offset, size, dio.flight.result(size, failed));
+    // One whose submission ended with a result is synced by the submitter. Not at submission: that would promise
+    // durability of data that is still under way (G13).
     if aio
         && dio.dsync
         && matches!(ret, Ok(1..))
         && !reverted(Fix::G13)
-        && let Err(e) = F::fsync(inode, offset, offset + size - 1, dio.datasync)
+        && let Err(e) = F::fsync(inode, offset, offset + size as i64 - 1, dio.datasync)
     {
         ret = Err(e);
     }
@@ -466,90 +693,4 @@ fn dio_complete<F: FileSystem>(mut dio: PoolBox<Dio<F>>, failed: Option<Error>, 
         ki_complete.complete(ret);
     }
     ret
-}
-
-/// For the test that shows what came of writing it.
-static ZERO_PAGE: Bounce = Bounce([0; 4096]);
-
-/// Memory a device may transfer, whatever alignment it asks for up to a page.
-#[repr(C, align(4096))]
-#[derive(Clone, Copy)]
-struct Bounce([u8; 4096]);
-
-/// A write finer than the device's logical block: reads the blocks at both ends, puts the new bytes between,
-/// writes all. Synchronous, whatever the kiocb asks for. The caller keeps every other I/O to the file away (see
-/// [`DioFlags::READ_MODIFY_WRITE`]).
-#[cold]
-fn dio_read_modify_write<F, G>(
-    iocb: &mut Kiocb<F>,
-    iter: &mut IovIter<'_>,
-    req: &mut DioRequest<'_, F, G>,
-    lbs: usize,
-) -> Result<usize>
-where
-    F: FileSystem,
-    G: FnMut(u64, u32, bool) -> Result<MapResult>,
-{
-    let (inode, bdev) = (req.inode, req.inode.i_sb().s_bdev());
-    let _count = inode.inode_dio_begin();
-    let blkbits = inode.i_blkbits();
-    let bs = 1usize << blkbits;
-    let mut bounce = KVec::from_elem(Bounce([0; 4096]), RMW_BYTES / 4096, GFP_KERNEL)?;
-    // SAFETY: a Bounce is 4096 bytes without padding, and the vector's length of them is initialised.
-    let buf = unsafe { core::slice::from_raw_parts_mut(bounce.as_mut_ptr().cast::<u8>(), RMW_BYTES) };
-    let mut done = 0;
-    let ret = loop {
-        if iter.count() == 0 {
-            break Ok(());
-        }
-        let pos = req.offset as u64 + done as u64;
-        let (in_block, head) = (pos as usize & (bs - 1), pos as usize & (lbs - 1));
-        let blocks = (in_block + iter.count()).div_ceil(bs).min(RMW_BYTES / bs) as u32;
-        let (pblk, len) = match (req.get_block)(pos >> blkbits, blocks, true) {
-            Ok(MapResult::Mapped { pblk, len }) => (pblk, len.min(blocks)),
-            Ok(MapResult::Hole { .. }) => break Err(ENOTBLK),
-            Err(e) => break Err(e),
-        };
-        let n = (((len as usize) << blkbits) - in_block).min(iter.count()).min(RMW_BYTES - head);
-        let whole = (head + n).div_ceil(lbs) * lbs;
-        let sector = (pblk << (blkbits - 9)) + ((in_block - head) as u64 >> 9);
-        match rmw_chunk(bdev, sector, &mut buf[..whole], lbs, head, n, iter) {
-            Ok(copied) => {
-                done += copied;
-                if copied < n {
-                    break Err(EFAULT);
-                }
-            }
-            Err(e) => break Err(e),
-        }
-    };
-    if done > 0 && inode.i_mapping().nrpages() != 0 {
-        filemap::dio_invalidate_pages(inode, req.offset, req.offset + done as i64 - 1);
-    }
-    drop(iocb.private.take());
-    match ret {
-        Err(e) if done == 0 || e == EIO => Err(e),
-        _ => Ok(done),
-    }
-}
-
-/// One stretch of [`dio_read_modify_write`]: `n` bytes from `head` on in `buf`, which is what the device has at `sector`.
-/// Returns how many bytes the caller's memory had; the rest of the stretch keeps its old data.
-fn rmw_chunk(
-    bdev: &Bdev,
-    sector: u64,
-    buf: &mut [u8],
-    lbs: usize,
-    head: usize,
-    n: usize,
-    iter: &mut IovIter<'_>,
-) -> Result<usize> {
-    // Old data under everything: a bad address half-way must not put other bytes there (G9).
-    bdev_rw(bdev, ReqOpf::REQ_OP_READ, sector, buf)?;
-    let copied = iter.copy_from_iter(&mut buf[head..head + n]);
-    if copied > 0 {
-        let whole = (head + copied).div_ceil(lbs) * lbs;
-        bdev_rw(bdev, ReqOpf::REQ_OP_WRITE, sector, &mut buf[..whole])?;
-    }
-    Ok(copied)
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `struct file`: an inode opened with flags.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::super_block::{FileSystem, SbFlags};
-use super::{Inode, InodeFlags};
+use super::{Inode, InodeFlags, IocbFlags};
 use crate::alloc::{Arc, GFP_KERNEL};
 use crate::error::{Result, code::*};
 use crate::mm::filemap::AddressSpace;
@@ -30,10 +30,16 @@ bitflags::bitflags! {
 
 /// An open file. Lives in an [`Arc`]; requests in flight hold a reference.
 pub struct File<F: FileSystem> {
-    f_flags: AtomicU32,
+    /// [`OpenFlags`], and above them the [`IocbFlags`] that they mean: one word, so that the two always agree.
+    f_flags: AtomicU64,
     f_inode: Arc<Inode<F>>,
     /// The opener may keep set-user-ID bits when writing: `CAP_FSETID`.
     f_cap_fsetid: bool,
+}
+
+/// See [`File::f_flags`].
+fn flags_word(flags: OpenFlags) -> u64 {
+    u64::from(IocbFlags::from_open(flags).bits()) << 32 | u64::from(flags.bits())
 }
 
 impl<F: FileSystem> File<F> {
@@ -58,14 +64,21 @@ impl<F: FileSystem> File<F> {
         if flags.contains(OpenFlags::O_DIRECT) && !inode.is_reg() {
             return Err(EINVAL);
         }
-        Ok(Arc::new(Self { f_flags: AtomicU32::new(flags.bits()), f_inode: inode, f_cap_fsetid: false }, GFP_KERNEL)?)
+        let f_flags = AtomicU64::new(flags_word(flags));
+        Ok(Arc::new(Self { f_flags, f_inode: inode, f_cap_fsetid: false }, GFP_KERNEL)?)
     }
 
     /// Flags as they are now: `fcntl(F_SETFL)` changes them at any moment, so one I/O reads them once,
     /// into [`Kiocb::ki_flags`](super::Kiocb::ki_flags).
     #[inline]
     pub fn f_flags(&self) -> OpenFlags {
-        OpenFlags::from_bits_retain(self.f_flags.load(Ordering::Relaxed))
+        OpenFlags::from_bits_retain(self.f_flags.load(Ordering::Relaxed) as u32)
+    }
+
+    /// What the file's flags mean for an I/O that starts now: C's `iocb_flags()`.
+    #[inline]
+    pub fn f_iocb_flags(&self) -> IocbFlags {
+        IocbFlags::from_bits_retain((self.f_flags.load(Ordering::Relaxed) >> 32) as u32)
     }
 
     /// `fcntl(F_SETFL)`: only [`OpenFlags::O_APPEND`] and [`OpenFlags::O_DIRECT`] can be changed.
@@ -78,9 +91,10 @@ impl<F: FileSystem> File<F> {
             return Err(EPERM);
         }
         // OK to unwrap: the closure always returns Some.
-        let _ = self
-            .f_flags
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |old| Some(old & !may.bits() | (flags & may).bits()));
+        let _ = self.f_flags.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |old| {
+            let old = OpenFlags::from_bits_retain(old as u32);
+            Some(flags_word(old.difference(may) | flags & may))
+        });
         Ok(())
     }
 
@@ -102,6 +116,7 @@ impl<F: FileSystem> File<F> {
     }
 
     /// [`EBADF`] unless opened for writing.
+    #[inline]
     pub fn may_write(&self) -> Result {
         if self.f_flags().intersects(OpenFlags::O_WRONLY | OpenFlags::O_RDWR) { Ok(()) } else { Err(EBADF) }
     }

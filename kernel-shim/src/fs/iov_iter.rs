@@ -59,11 +59,19 @@ pub trait UserMemory: Sync {
 }
 
 /// Where an I/O's data is. `'a` is the life of the memory.
+///
+/// # Invariants
+///
+/// `here` is at most `count`, and 0 only if `count` is.
 pub struct IovIter<'a> {
-    iov: &'a [IoVec<'a>],
-    /// Bytes of `iov[0]` that are done.
-    iov_offset: usize,
+    /// What comes next, and how much of what is left is there in one piece.
+    base: NonNull<u8>,
+    here: usize,
     count: usize,
+    /// It may be written to.
+    writable: bool,
+    /// The segments behind it, at least as long together as what is left of `count`.
+    rest: &'a [IoVec<'a>],
     user: Option<&'a dyn UserMemory>,
 }
 
@@ -71,8 +79,25 @@ impl<'a> IovIter<'a> {
     /// All of `iov`.
     #[inline]
     pub fn new(iov: &'a [IoVec<'a>]) -> Self {
+        match iov {
+            // INVARIANT: all there is.
+            [v] => Self {
+                base: v.iov_base,
+                here: v.iov_len,
+                count: v.iov_len,
+                writable: v.writable,
+                rest: &[],
+                user: None,
+            },
+            _ => Self::new_many(iov),
+        }
+    }
+
+    fn new_many(iov: &'a [IoVec<'a>]) -> Self {
         let count = iov.iter().fold(0usize, |n, v| n.saturating_add(v.iov_len));
-        Self { iov, iov_offset: 0, count, user: None }
+        let mut iter = Self { base: NonNull::dangling(), here: 0, count, writable: false, rest: iov, user: None };
+        iter.next_segment();
+        iter
     }
 
     /// The same, in memory that `user` serves.
@@ -87,9 +112,16 @@ impl<'a> IovIter<'a> {
         self.count
     }
 
-    /// Whether every segment may be written to, as reading a file needs.
+    /// Bytes that come next in one piece; 0 at the end.
+    #[doc(alias = "iov_iter_single_seg_count")]
+    #[inline]
+    pub fn single_seg_count(&self) -> usize {
+        self.here
+    }
+
+    /// Whether every segment that is left may be written to, as reading a file needs.
     pub fn is_dest(&self) -> bool {
-        self.iov.iter().all(|v| v.writable)
+        (self.here == 0 || self.writable) && self.rest.iter().all(|v| v.writable)
     }
 
     /// Leaves out what is beyond the first `count` bytes.
@@ -97,43 +129,36 @@ impl<'a> IovIter<'a> {
     #[inline]
     pub fn truncate(&mut self, count: usize) {
         self.count = self.count.min(count);
+        self.here = self.here.min(count);
+    }
+
+    /// Address and length of each segment that is left.
+    fn segments(&self) -> impl Iterator<Item = (NonNull<u8>, usize)> + '_ {
+        let mut left = self.count - self.here;
+        let rest = self.rest.iter().map_while(move |v| {
+            let n = v.iov_len.min(left);
+            left -= n;
+            (n > 0 || left > 0).then_some((v.iov_base, n))
+        });
+        core::iter::once((self.base, self.here)).chain(rest).filter(|(_, n)| *n > 0)
     }
 
     /// All addresses and lengths that are left, ORed: its low bits tell the coarsest alignment all have.
     #[doc(alias = "iov_iter_alignment")]
     #[inline]
     pub fn alignment(&self) -> usize {
-        let (mut bits, mut left, mut off) = (0, self.count, self.iov_offset);
-        for v in self.iov {
-            if left == 0 {
-                break;
-            }
-            let n = (v.iov_len - off).min(left);
-            if n > 0 {
-                bits |= (v.iov_base.as_ptr() as usize).wrapping_add(off) | n;
-            }
-            left -= n;
-            off = 0;
+        if self.here == self.count && self.count > 0 {
+            return self.base.addr().get() | self.count;
         }
-        bits
+        self.segments().fold(0, |bits, (base, n)| bits | base.addr().get() | n)
     }
 
-    /// Address and length of what comes next in one piece, without looking whether it is present.
-    #[inline]
-    fn next_segment(&mut self) -> Option<(NonNull<u8>, usize)> {
-        if self.count == 0 {
-            return None;
-        }
-        loop {
-            let v = self.iov.first()?;
-            let n = v.iov_len - self.iov_offset;
-            if n > 0 {
-                // SAFETY: the offset is less than the segment's length.
-                let base = unsafe { v.iov_base.add(self.iov_offset) };
-                return Some((base, n.min(self.count)));
-            }
-            self.iov = &self.iov[1..];
-            self.iov_offset = 0;
+    /// Goes to the next segment that is not empty; the one before is done.
+    fn next_segment(&mut self) {
+        while let ([v, rest @ ..], true) = (self.rest, self.here == 0 && self.count > 0) {
+            // INVARIANT: cut to what is left.
+            (self.base, self.here, self.writable, self.rest) =
+                (v.iov_base, v.iov_len.min(self.count), v.writable, rest);
         }
     }
 
@@ -144,15 +169,13 @@ impl<'a> IovIter<'a> {
     #[inline]
     pub fn fault_in(&self) -> usize {
         let Some(user) = self.user else { return self.count };
-        let (mut done, mut off) = (0, self.iov_offset);
-        for v in self.iov {
-            let n = (v.iov_len - off).min(self.count - done);
-            let got = if n == 0 { 0 } else { user.fault_in((v.iov_base.as_ptr() as usize) + off, n).min(n) };
+        let mut done = 0;
+        for (base, n) in self.segments() {
+            let got = user.fault_in(base.addr().get(), n).min(n);
             done += got;
-            if got < n || done == self.count {
+            if got < n {
                 break;
             }
-            off = 0;
         }
         done
     }
@@ -161,15 +184,32 @@ impl<'a> IovIter<'a> {
     /// [`EFAULT`] if it is not present. Does not advance.
     #[inline]
     pub fn pin(&mut self, max: usize) -> Result<Option<(NonNull<u8>, usize)>> {
-        let Some((base, len)) = self.next_segment() else { return Ok(None) };
-        let len = len.min(max);
+        if self.here == 0 {
+            return Ok(None);
+        }
+        let len = self.here.min(max);
         match self.user {
-            None => Ok(Some((base, len))),
-            Some(user) => match user.pin(base.as_ptr() as usize, len).min(len) {
+            None => Ok(Some((self.base, len))),
+            Some(user) => match user.pin(self.base.addr().get(), len).min(len) {
                 0 => Err(EFAULT),
-                n => Ok(Some((base, n))),
+                n => Ok(Some((self.base, n))),
             },
         }
+    }
+
+    /// Pins all that is left and goes to the end, if it is one stretch and all of it is present. Else nothing has happened.
+    #[inline]
+    pub fn pin_all(&mut self) -> Option<NonNull<u8>> {
+        if self.here != self.count {
+            return None;
+        }
+        if let Some(user) = self.user
+            && user.pin(self.base.addr().get(), self.count) < self.count
+        {
+            return None;
+        }
+        (self.here, self.count) = (0, 0);
+        Some(self.base)
     }
 
     /// Goes on by `n` bytes, at most to the end.
@@ -177,16 +217,17 @@ impl<'a> IovIter<'a> {
     #[inline]
     pub fn advance(&mut self, n: usize) {
         let mut n = n.min(self.count);
-        self.count -= n;
-        while n > 0 {
-            let Some(v) = self.iov.first() else { return };
-            let here = (v.iov_len - self.iov_offset).min(n);
-            n -= here;
-            self.iov_offset += here;
-            if self.iov_offset == v.iov_len {
-                self.iov = &self.iov[1..];
-                self.iov_offset = 0;
+        loop {
+            let step = n.min(self.here);
+            // SAFETY: not beyond the end of the segment.
+            self.base = unsafe { self.base.add(step) };
+            self.here -= step;
+            self.count -= step;
+            n -= step;
+            if self.here > 0 || self.count == 0 {
+                return;
             }
+            self.next_segment();
         }
     }
 
@@ -237,7 +278,7 @@ impl<'a> IovIter<'a> {
 
     fn fill(&mut self, max: usize, write: impl FnOnce(NonNull<u8>, usize)) -> usize {
         let Ok(Some((base, n))) = self.pin(max) else { return 0 };
-        if !self.iov.first().is_some_and(|v| v.writable) {
+        if !self.writable {
             return 0;
         }
         write(base, n);

@@ -95,9 +95,9 @@ impl Drop for KiComplete {
 }
 
 /// One read or write.
-pub struct Kiocb<F: FileSystem> {
-    /// The file; the reference keeps it open until completion.
-    pub ki_filp: Arc<File<F>>,
+pub struct Kiocb<'f, F: FileSystem> {
+    /// The file, which the submitter keeps open for the call; an asynchronous request takes a reference of its own.
+    pub ki_filp: &'f Arc<File<F>>,
     /// Where, in bytes; moved on by a synchronous write.
     pub ki_pos: i64,
     /// Sampled from the file when the kiocb was made, so that one I/O sees one answer.
@@ -107,13 +107,13 @@ pub struct Kiocb<F: FileSystem> {
     ki_complete: Option<KiComplete>,
 }
 
-impl<F: FileSystem> Kiocb<F> {
+impl<'f, F: FileSystem> Kiocb<'f, F> {
     /// A synchronous kiocb: the call that it is passed to sleeps until the I/O is done.
     #[doc(alias = "init_sync_kiocb")]
     #[inline]
-    pub fn new_sync(file: &Arc<File<F>>, pos: i64) -> Self {
-        let ki_flags = IocbFlags::from_open(file.f_flags());
-        Self { ki_filp: file.clone(), ki_pos: pos, ki_flags, private: None, ki_complete: None }
+    pub fn new_sync(file: &'f Arc<File<F>>, pos: i64) -> Self {
+        let ki_flags = file.f_iocb_flags();
+        Self { ki_filp: file, ki_pos: pos, ki_flags, private: None, ki_complete: None }
     }
 
     /// An asynchronous kiocb: the call that it is passed to may answer
@@ -124,10 +124,10 @@ impl<F: FileSystem> Kiocb<F> {
     /// Memory that an iterator passed along with this kiocb points to stays valid, and is left alone (written: not changed;
     /// read: not looked at), until `to` was told, if the call answered `EIOCBQUEUED`.
     #[inline]
-    pub unsafe fn new_async<T: AioComplete>(file: &Arc<File<F>>, pos: i64, to: Arc<T>, tag: usize) -> Self {
-        let ki_flags = IocbFlags::from_open(file.f_flags());
+    pub unsafe fn new_async<T: AioComplete>(file: &'f Arc<File<F>>, pos: i64, to: Arc<T>, tag: usize) -> Self {
+        let ki_flags = file.f_iocb_flags();
         let ki_complete = Some(KiComplete::new(to, tag));
-        Self { ki_filp: file.clone(), ki_pos: pos, ki_flags, private: None, ki_complete }
+        Self { ki_filp: file, ki_pos: pos, ki_flags, private: None, ki_complete }
     }
 
     /// Whether the submitter waits.

@@ -45,21 +45,21 @@ pub trait FileSystem: Sized + Send + Sync + 'static {
     ///
     /// PORT: C passes no lock and one function serves both directions.
     fn direct_IO<'i>(
-        iocb: &mut Kiocb<Self>,
+        iocb: &mut Kiocb<'_, Self>,
         i_mutex: Locked<'i, Self>,
         iter: &mut IovIter<'_>,
         offset: i64,
     ) -> (Locked<'i, Self>, Result<usize>);
 
     /// `a_ops->direct_IO` for reads. Entered and left without locks.
-    fn direct_IO_read(iocb: &mut Kiocb<Self>, iter: &mut IovIter<'_>, offset: i64) -> Result<usize>;
+    fn direct_IO_read(iocb: &mut Kiocb<'_, Self>, iter: &mut IovIter<'_>, offset: i64) -> Result<usize>;
 
     /// `f_op->fsync`: makes bytes `start..=end` durable, and the inode as far as they need it
     /// (`datasync`) or wholly. Sleeps; takes no `i_mutex`.
     fn fsync(inode: &Inode<Self>, start: i64, end: i64, datasync: bool) -> Result;
 
     /// Buffered write of what a direct write left over. Entered and left with `i_mutex`.
-    fn buffered_write(iocb: &mut Kiocb<Self>, i_mutex: &Locked<'_, Self>, iter: &mut IovIter<'_>) -> Result<usize>;
+    fn buffered_write(iocb: &mut Kiocb<'_, Self>, i_mutex: &Locked<'_, Self>, iter: &mut IovIter<'_>) -> Result<usize>;
 
     /// Reads block-sized data at `offset` into `page`, zeros over holes: `a_ops->readpage`.
     fn readpage(inode: &Inode<Self>, offset: i64, page: &mut [u8]) -> Result;

@@ -109,9 +109,8 @@ impl AddressSpace {
 
 /// Buffered read: fills the cache as it goes. Returns bytes read, 0 at the end of the file.
 #[doc(alias = "filemap_read")]
-pub fn generic_file_buffered_read<F: FileSystem>(iocb: &mut Kiocb<F>, iter: &mut IovIter<'_>) -> Result<usize> {
-    let file = iocb.ki_filp.clone();
-    let inode = file.f_inode();
+pub fn generic_file_buffered_read<F: FileSystem>(iocb: &mut Kiocb<'_, F>, iter: &mut IovIter<'_>) -> Result<usize> {
+    let inode = iocb.ki_filp.f_inode();
     if iocb.ki_pos < 0 {
         return Err(EINVAL);
     }
@@ -147,7 +146,7 @@ pub fn generic_file_buffered_read<F: FileSystem>(iocb: &mut Kiocb<F>, iter: &mut
 /// `f_op->read`: direct or buffered, as the kiocb says. [`EBADF`] unless open for reading, [`EFAULT`] for memory that may not
 /// be written.
 #[doc(alias = "generic_file_aio_read")]
-pub fn generic_file_read<F: FileSystem>(iocb: &mut Kiocb<F>, iter: &mut IovIter<'_>) -> Result<usize> {
+pub fn generic_file_read<F: FileSystem>(iocb: &mut Kiocb<'_, F>, iter: &mut IovIter<'_>) -> Result<usize> {
     iocb.ki_filp.may_read()?;
     if !iter.is_dest() {
         return Err(EFAULT);
@@ -181,8 +180,9 @@ pub struct WriteRange {
 /// there is nothing to write. Entered with `i_mutex`, which the file size may not change without.
 ///
 /// [`EFBIG`] at or past the largest size, [`EINVAL`] for a negative position.
+#[inline(always)]
 pub fn generic_write_checks<F: FileSystem>(
-    iocb: &mut Kiocb<F>,
+    iocb: &mut Kiocb<'_, F>,
     i_mutex: &Locked<'_, F>,
     iter: &mut IovIter<'_>,
 ) -> Result<Option<WriteRange>> {
@@ -204,6 +204,7 @@ pub fn generic_write_checks<F: FileSystem>(
 }
 
 /// A write takes set-user-ID and set-group-ID away from a file, unless the writer may keep them. Entered with `i_mutex`.
+#[inline]
 pub fn file_remove_suid<F: FileSystem>(file: &File<F>, i_mutex: &Locked<'_, F>) {
     let mode = i_mutex.i_mode();
     if mode & (S_ISUID | S_ISGID) == 0 || !i_mutex.is_reg() || file.cap_fsetid() {
@@ -222,13 +223,14 @@ pub fn file_remove_suid<F: FileSystem>(file: &File<F>, i_mutex: &Locked<'_, F>) 
 ///
 /// Entered with `i_mutex` held, returns with it held; a direct write may have been without in between.
 #[doc(alias = "__generic_file_write_iter")]
+#[inline(always)]
 pub fn __generic_file_aio_write<'i, F: FileSystem>(
-    iocb: &mut Kiocb<F>,
+    iocb: &mut Kiocb<'_, F>,
     i_mutex: Locked<'i, F>,
     range: WriteRange,
     iter: &mut IovIter<'_>,
 ) -> (Locked<'i, F>, Result<usize>) {
-    file_remove_suid(&iocb.ki_filp, &i_mutex);
+    file_remove_suid(iocb.ki_filp, &i_mutex);
     i_mutex.file_update_time();
     let (i_mutex, written) = if iocb.ki_flags.contains(IocbFlags::DIRECT) {
         match generic_file_direct_write(iocb, i_mutex, range, iter) {
@@ -249,8 +251,9 @@ pub fn __generic_file_aio_write<'i, F: FileSystem>(
 /// The direct part of a write. Returns short, with `iter` at what is left, if the rest has to go through the cache.
 ///
 /// Entered with `i_mutex` held, returns with it held; in between, `direct_IO` may be without.
+#[inline(always)]
 pub fn generic_file_direct_write<'i, F: FileSystem>(
-    iocb: &mut Kiocb<F>,
+    iocb: &mut Kiocb<'_, F>,
     i_mutex: Locked<'i, F>,
     range: WriteRange,
     iter: &mut IovIter<'_>,
@@ -281,7 +284,7 @@ pub(crate) fn dio_invalidate_pages<F: FileSystem>(inode: &Inode<F>, start: i64, 
 
 /// Makes a finished write durable if file or inode ask for it. Sleeps; takes no `i_mutex`.
 #[inline]
-pub fn generic_write_sync<F: FileSystem>(iocb: &Kiocb<F>, pos: i64, count: usize) -> Result {
+pub fn generic_write_sync<F: FileSystem>(iocb: &Kiocb<'_, F>, pos: i64, count: usize) -> Result {
     if !iocb.is_dsync() {
         return Ok(());
     }

@@ -13,6 +13,7 @@ use core::alloc::Layout;
 use core::arch::asm;
 use core::fmt;
 use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use spin::Once;
 
@@ -36,6 +37,8 @@ pub trait Machine: Sync {
     fn now_ns(&self) -> u64;
     /// Nanoseconds since 1970.
     fn real_ns(&self) -> u64;
+    /// Nanoseconds since 1970 when the time-stamp counter was `tsc`, which is not long ago.
+    fn real_ns_at(&self, tsc: u64) -> u64;
     /// How many CPUs are up.
     fn nr_cpus(&self) -> u32;
     /// Shows one line of text, `level` as in [`crate::printk`]. Any context.
@@ -196,6 +199,34 @@ pub fn now_ns() -> u64 {
 #[inline]
 pub fn real_ns() -> u64 {
     machine().real_ns()
+}
+
+/// Bits of the time-stamp counter that make up a tick of the coarse clock.
+static COARSE_SHIFT: AtomicU32 = AtomicU32::new(22);
+
+/// Tells how fast the time-stamp counter runs, which makes the coarse clock right: its ticks are as many counts as a power
+/// of two has that does not last longer than a tick may.
+pub fn set_tsc_hz(hz: u64) {
+    let counts = (hz / (1_000_000_000 >> crate::time::TICK_SHIFT)).max(1);
+    COARSE_SHIFT.store(counts.ilog2(), Ordering::Relaxed);
+}
+
+#[inline(always)]
+fn rdtsc() -> u64 {
+    // SAFETY: every x86-64 CPU has it.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// The number of the current tick of the coarse clock, from 1 on.
+#[inline(always)]
+pub(crate) fn coarse_tick() -> u64 {
+    (rdtsc() >> COARSE_SHIFT.load(Ordering::Relaxed)) + 1
+}
+
+/// When that tick began, in nanoseconds since 1970.
+pub(crate) fn coarse_real_ns() -> u64 {
+    let shift = COARSE_SHIFT.load(Ordering::Relaxed);
+    machine().real_ns_at(rdtsc() >> shift << shift)
 }
 
 /// How many CPUs there are.

@@ -167,6 +167,16 @@ pub fn real_ns() -> u64 {
     }
 }
 
+/// The number of the current tick of the coarse clock, from 1 on.
+pub(crate) fn coarse_tick() -> u64 {
+    (real_ns() >> crate::time::TICK_SHIFT) + 1
+}
+
+/// When that tick began, in nanoseconds since 1970.
+pub(crate) fn coarse_real_ns() -> u64 {
+    (coarse_tick() - 1) << crate::time::TICK_SHIFT
+}
+
 /// How many CPUs there are.
 #[inline]
 pub fn nr_cpus() -> u32 {

@@ -49,6 +49,10 @@ impl Machine for Guest {
         rtc::boot_time_ns() + clock::now_ns()
     }
 
+    fn real_ns_at(&self, tsc: u64) -> u64 {
+        rtc::boot_time_ns() + clock::ns_at(tsc)
+    }
+
     fn nr_cpus(&self) -> u32 {
         percpu::nr_cpus()
     }

@@ -67,6 +67,12 @@ fn next_runnable(cpu: &PerCpu) -> Option<&'static Thread> {
             return None;
         }
         let mut latest = cpu.woken.swap(core::ptr::null_mut(), Acquire);
+        // SAFETY: as below. One alone is the usual case; the run queue stays empty then.
+        if let Some(only) = unsafe { latest.as_ref() }
+            && only.next.load(Relaxed).is_null()
+        {
+            return Some(only);
+        }
         // SAFETY: the list holds threads, which are never freed; now it is ours.
         while let Some(thread) = unsafe { latest.as_ref() } {
             latest = thread.next.load(Relaxed);

@@ -99,7 +99,6 @@ impl Shared {
 #[derive(Clone)]
 struct Direction {
     ios: u64,
-    bytes: u64,
     sum: u64,
     min: u64,
     max: u64,
@@ -107,26 +106,26 @@ struct Direction {
 }
 
 impl Direction {
-    const NONE: Self = Self { ios: 0, bytes: 0, sum: 0, min: u64::MAX, max: 0, log2: [0; LAT_CLASSES] };
+    const NONE: Self = Self { ios: 0, sum: 0, min: u64::MAX, max: 0, log2: [0; LAT_CLASSES] };
 
     #[inline]
-    fn record(&mut self, bytes: usize, ns: u64) {
-        self.ios += 1;
-        self.bytes += bytes as u64;
+    fn record(&mut self, ns: u64) {
         self.sum += ns;
         self.min = self.min.min(ns);
         self.max = self.max.max(ns);
         self.log2[(ns | 1).ilog2().min(LAT_CLASSES as u32 - 1) as usize] += 1;
     }
 
-    fn add_to(&self, to: &mut IoStats) {
+    fn add_to(&self, to: &mut IoStats, bs: u64) {
         if self.ios == 0 {
             return;
         }
-        to.lat_min_ns = if to.ios == 0 { self.min } else { to.lat_min_ns.min(self.min) };
+        // Without a clock there is none.
+        let min = self.min.min(self.max);
+        to.lat_min_ns = if to.ios == 0 { min } else { to.lat_min_ns.min(min) };
         to.lat_max_ns = to.lat_max_ns.max(self.max);
         to.ios += self.ios;
-        to.bytes += self.bytes;
+        to.bytes += self.ios * bs;
         to.lat_sum_ns += self.sum;
         to.lat_log2.resize(LAT_CLASSES, 0);
         for (to, n) in to.lat_log2.iter_mut().zip(&self.log2) {
@@ -137,6 +136,7 @@ impl Direction {
 
 /// One thread's totals.
 struct Stats {
+    bs: u64,
     read: Direction,
     write: Direction,
     syncs: u64,
@@ -147,8 +147,8 @@ struct Stats {
 
 impl Stats {
     fn add_to(&self, job: &mut JobResult) {
-        self.read.add_to(&mut job.read);
-        self.write.add_to(&mut job.write);
+        self.read.add_to(&mut job.read, self.bs);
+        self.write.add_to(&mut job.write, self.bs);
         job.syncs += self.syncs;
         job.errors += self.errors;
         if job.first_error == 0 {
@@ -282,6 +282,7 @@ impl Worker {
             left: job.number_ios.unwrap_or(u64::MAX),
             counted: job.number_ios.is_some(),
             stats: Stats {
+                bs: u64::from(job.bs),
                 read: Direction::NONE,
                 write: Direction::NONE,
                 syncs: 0,
@@ -315,30 +316,13 @@ impl Worker {
         if self.shared.untimed { 0 } else { sched::now_ns() }
     }
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self, now: u64) -> Next {
-        if self.left == 0
-            || now >= self.deadline
-            || self.stats.errors > 0
-            || self.shared.stopped.load(Ordering::Relaxed)
-        {
+        if self.left == 0 || now >= self.deadline || self.shared.stopped.load(Ordering::Relaxed) {
             return Next::End;
         }
-        let block = match self.held.take() {
-            Some(block) => block,
-            None => loop {
-                match self.pattern.next_block() {
-                    Some(block) => break block,
-                    // A count or a time goes over the end of the region, pass after pass.
-                    None if self.time_based || self.counted => {}
-                    None => {
-                        // Also for whoever asks again while the last I/Os are in flight.
-                        self.left = 0;
-                        return Next::End;
-                    }
-                }
-            },
-        };
+        let block = if self.held.is_some() { self.held.take() } else { self.pattern.next_block() };
+        let Some(block) = block.or_else(|| self.next_pass()) else { return Next::End };
         let pos = self.start + block * self.bs as u64;
         let read = self.pattern.is_read();
         let mut claim = None;
@@ -353,6 +337,17 @@ impl Worker {
         Next::Io(Io { pos, read, claim })
     }
 
+    /// A pass over the region is over: the first block of the next one, which a count or a time asks for.
+    #[cold]
+    fn next_pass(&mut self) -> Option<u64> {
+        if !self.time_based && !self.counted {
+            // Also for whoever asks again while the last I/Os are in flight.
+            self.left = 0;
+            return None;
+        }
+        self.pattern.next_block()
+    }
+
     /// Puts the stamp into slot `slot`'s buffer, which no I/O uses.
     #[inline]
     fn stamp(&mut self, slot: usize, io: &Io) {
@@ -363,7 +358,10 @@ impl Worker {
         }
     }
 
+    /// Notes an error, which is the end of this thread's I/O.
+    #[cold]
     fn fail(&mut self, e: Error, what: &str) {
+        self.left = 0;
         self.stats.errors += 1;
         if self.stats.first_error == 0 {
             self.stats.first_error = e.to_errno();
@@ -371,34 +369,41 @@ impl Worker {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn ended(&mut self, io: &Io, ret: Result, ns: u64) {
-        match ret {
-            Ok(()) => {
-                let stats = if io.read { &mut self.stats.read } else { &mut self.stats.write };
-                stats.record(self.bs, ns);
-                let ios = self.stats.read.ios + self.stats.write.ios;
-                self.counter.store(ios, Ordering::Relaxed);
-                if let (Some(table), Some(claim)) = (&self.table, &io.claim) {
-                    table.acknowledge(claim);
-                }
-            }
-            Err(e) => {
-                if let (Some(table), Some(claim)) = (&self.table, &io.claim) {
-                    table.abandon(claim);
-                }
-                let what = format!("{} of {} bytes at {}", if io.read { "read" } else { "write" }, self.bs, io.pos);
-                self.fail(e, &what);
-            }
+        if let Err(e) = ret {
+            return self.ended_badly(io, e);
         }
+        let stats = if io.read { &mut self.stats.read } else { &mut self.stats.write };
+        stats.ios += 1;
+        if !self.shared.untimed {
+            stats.record(ns);
+        }
+        self.counter.store(self.stats.read.ios + self.stats.write.ios, Ordering::Relaxed);
+        if let (Some(claim), Some(table)) = (&io.claim, &self.table) {
+            table.acknowledge(claim);
+        }
+    }
+
+    #[cold]
+    fn ended_badly(&mut self, io: &Io, e: Error) {
+        if let (Some(claim), Some(table)) = (&io.claim, &self.table) {
+            table.abandon(claim);
+        }
+        let what = format!("{} of {} bytes at {}", if io.read { "read" } else { "write" }, self.bs, io.pos);
+        self.fail(e, &what);
     }
 
     /// fsync and fdatasync, where they are due.
     #[inline]
     fn sync_if_due(&mut self, io: &Io) {
-        if io.read || self.fsync | self.fdatasync == 0 {
-            return;
+        if self.fsync | self.fdatasync != 0 && !io.read {
+            self.count_for_sync();
         }
+    }
+
+    #[cold]
+    fn count_for_sync(&mut self) {
         self.since_sync.0 += 1;
         self.since_sync.1 += 1;
         for datasync in [false, true] {
@@ -414,6 +419,7 @@ impl Worker {
         }
     }
 
+    #[inline(never)]
     fn run_sync(&mut self) {
         let mut now = self.now();
         loop {
@@ -438,6 +444,7 @@ impl Worker {
         }
     }
 
+    #[inline(never)]
     fn run_async(&mut self, ring: &kernel_shim::alloc::Arc<AioRing>) {
         let slots: Vec<RawSlot> = (0..self.depth).map(|slot| RawSlot::new(ring, slot)).collect();
         let mut ios: Vec<Option<(Io, u64)>> = (0..self.depth).map(|_| None).collect();

@@ -43,7 +43,13 @@ fn scale(value: u64, factor: u64) -> u64 {
 /// Nanoseconds since boot.
 #[inline]
 pub(crate) fn now_ns() -> u64 {
-    scale(rdtsc().saturating_sub(TSC_BASE.load(Relaxed)), NS_PER_TICK.load(Relaxed))
+    ns_at(rdtsc())
+}
+
+/// Nanoseconds since boot when the counter was `tsc`; 0 for what was before.
+#[inline]
+pub(crate) fn ns_at(tsc: u64) -> u64 {
+    scale(tsc.saturating_sub(TSC_BASE.load(Relaxed)), NS_PER_TICK.load(Relaxed))
 }
 
 /// A clock whose frequency is known.
@@ -145,6 +151,7 @@ pub(crate) fn calibrate(firmware: &Firmware) {
     });
     assert!(tsc_hz > 0 && timer_hz > 0, "a clock stands still");
     TSC_HZ.store(tsc_hz, Relaxed);
+    kernel_shim::sched::bare::set_tsc_hz(tsc_hz);
     NS_PER_TICK.store(((1_000_000_000u128 << 32) / u128::from(tsc_hz)) as u64, Relaxed);
     TIMER_PER_NS.store(((u128::from(timer_hz) << 32) / 1_000_000_000) as u64, Relaxed);
     let deadline = raw_cpuid::CpuId::new().get_feature_info().is_some_and(|f| f.has_tsc_deadline());

@@ -99,6 +99,14 @@ impl BlockDevice for VirtioBlk {
         self.queues[cpu_id() as usize % MAX_CPUS].commit();
     }
 
+    #[inline]
+    fn queue_last(&self, rq: Request) {
+        if rq.nr_bytes() > MAX_BYTES && self.too_long(&rq) {
+            return rq.end(Err(EOPNOTSUPP));
+        }
+        self.queues[cpu_id() as usize % MAX_CPUS].queue_last(rq);
+    }
+
     fn name(&self) -> &str {
         &self.name
     }

@@ -269,6 +269,17 @@ impl Queue {
     /// Takes a request. The device hears of it with the next [`Queue::commit`].
     #[inline(always)]
     pub(super) fn queue_rq(&self, request: Request) {
+        self.queue(request, false);
+    }
+
+    /// [`Queue::queue_rq`] and [`Queue::commit`] in one.
+    #[inline(always)]
+    pub(super) fn queue_last(&self, request: Request) {
+        self.queue(request, true);
+    }
+
+    #[inline(always)]
+    fn queue(&self, request: Request, commit: bool) {
         let flags = irq_save();
         if !self.shared {
             // SAFETY: interrupts are off; no request is ended before this CPU's ring is out of use.
@@ -283,11 +294,17 @@ impl Queue {
                     && !slot.unusual
                 {
                     self.fill_usual(ring, slot, request, v, kind);
+                    if commit && !ring.reaping {
+                        self.publish(ring);
+                    }
                     return irq_restore(flags);
                 }
             }
         }
         self.queue_other(request, flags);
+        if commit {
+            self.commit();
+        }
     }
 
     /// [`Queue::queue_rq`] out of the usual way.
