@@ -7,7 +7,7 @@ use ext4_dio::Kiocb;
 use ext4_dio::file::ext4_file_write;
 use ext4_dio_protocol::{STAMP_LEN, Stamp};
 use ext4_dio_tests::dio::*;
-use ext4_dio_tests::images::{Mkfs, stamped};
+use ext4_dio_tests::images::{Image, Mkfs, Source, stamped};
 use kernel_shim::block::ramdisk::{Mode, OpMask, RamDiskOptions};
 use kernel_shim::error::code::*;
 use kernel_shim::fs::{IoVec, IovIter, OpenFlags};
@@ -211,4 +211,45 @@ fn overwrite_all_over(image: &[u8], bs: usize, mode: &str) {
         m.assert_idle(&file);
     }
     m.finish();
+}
+
+/// Extent trees of every depth from 0 to 3: overwrites by several writers, each found again, nothing else touched.
+#[test]
+fn every_depth_of_extents() {
+    let bs = 1024;
+    for (depth, extents) in [(0, 3u32), (1, 300), (2, 2000), (3, 29_000)] {
+        let source = Source::new();
+        source.fragmented("deep", bs, extents);
+        let spec = Mkfs { block_size: bs, size_kib: 64 << 10, ..Mkfs::default() };
+        let m = Mount::with(&Image::make(&spec, Some(source.path())).bytes(), IN_FLIGHT, auto());
+        let file = m.open("/deep");
+        assert_eq!(file.f_inode().i_private().i_data_sem.read().depth(), depth, "{extents} extents");
+        std::thread::scope(|s| {
+            for writer in 0..4u32 {
+                let file = &file;
+                s.spawn(move || {
+                    let data = Pages::new(bs as usize, writer as u8);
+                    for i in 0..100 {
+                        // Spread over the whole tree; each writer has extents of its own.
+                        let extent = (i * 7919 + 13) % extents.div_ceil(4) * 4 + writer;
+                        if extent < extents {
+                            let pos = i64::from(2 * extent) * i64::from(bs);
+                            assert_eq!(write(file, pos, data.bytes()), Ok(bs as usize), "extent {extent}");
+                            assert_eq!(read(file, pos, bs as usize).as_deref(), Ok(data.bytes()));
+                            assert_eq!(write(file, pos + i64::from(bs), data.bytes()), Err(EOPNOTSUPP), "a hole");
+                        }
+                    }
+                });
+            }
+        });
+        // What nobody wrote is what it was.
+        let untouched = (0..extents).filter(|e| (0..100).all(|i| (i * 7919 + 13) % extents.div_ceil(4) != e / 4));
+        for extent in untouched.take(200) {
+            let pos = i64::from(2 * extent) * i64::from(bs);
+            assert_eq!(read(&file, pos, bs as usize).as_deref(), Ok(&stamped(2 * extent, bs)[..]), "extent {extent}");
+        }
+        m.assert_idle(&file);
+        drop(file);
+        m.finish();
+    }
 }
