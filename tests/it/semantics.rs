@@ -347,3 +347,28 @@ fn what_is_no_file_system() {
     let disk = kernel_shim::block::ramdisk::RamDisk::from_image(bytes[..1024].to_vec(), auto()).expect("a disk");
     assert!(ext4_mount(kernel_shim::block::Bdev::new(disk).expect("a disk"), "").is_err());
 }
+
+/// A direct read keeps `i_mutex` while it looks blocks up, and not while the device works.
+#[test]
+fn reads_do_not_hold_the_lock_in_the_device() {
+    use kernel_shim::block::ramdisk::OpMask;
+    for mode in MODES {
+        let m = Mount::new(mode);
+        let file = m.open("/data");
+        assert_eq!(read(&file, 0, 4096).map(|b| b.len()), Ok(4096));
+        m.disk.hold(OpMask::READ);
+        std::thread::scope(|s| {
+            let reader = s.spawn(|| read(&file, 0, 4096));
+            m.disk.wait_in_flight(1);
+            // Sleeps until the reader, which may still be on its way out of the submission, has given it up.
+            file.f_inode().lock().unlock();
+            assert_eq!(m.disk.in_flight(), 1, "{mode}: the lock came free with the end of the read");
+            assert!(file.f_inode().i_dio_count() > 0, "{mode}: not counted in flight");
+            m.disk.release();
+            assert_eq!(reader.join().expect("the reader").as_deref(), Ok(&stamped(0, 4096)[..]));
+        });
+        m.assert_idle(&file);
+        drop(file);
+        m.finish();
+    }
+}

@@ -18,7 +18,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use super::{DioCount, FileSystem, Inode, IocbFlags, IovIter, KiComplete, Kiocb, Rw};
+use super::{DioCount, FileSystem, Inode, IocbFlags, IovIter, KiComplete, Kiocb, Locked, Rw};
 use crate::alloc::{Arc, GFP_KERNEL, GFP_NOFS, Pool, PoolBox};
 use crate::block::{Bdev, BioPtr, ReqOpf, bio_alloc, submit_bio, submit_bio_last};
 use crate::error::{Error, Result, code::*};
@@ -247,8 +247,8 @@ where
         }
         return dio_read_modify_write(iocb, iter, &mut req, lbs);
     }
-    // A reader that must not see blocks move keeps i_mutex while it looks them up.
-    let _i_mutex = (req.rw == Rw::Read && req.flags.contains(DioFlags::LOCKING)).then(|| req.inode.lock());
+    // A reader that must not see blocks move keeps i_mutex while it looks them up, and not while the device works.
+    let i_mutex = (req.rw == Rw::Read && req.flags.contains(DioFlags::LOCKING)).then(|| req.inode.lock());
     let counted = req.flags.contains(DioFlags::COUNTED) && iocb.is_sync();
     let count = (!counted).then(|| req.inode.inode_dio_begin());
     let i_size = req.inode.i_size();
@@ -262,7 +262,7 @@ where
         iter.truncate(limit.div_ceil(lbs) * lbs);
     }
     if iocb.is_sync() || req.rw == Rw::Write && end > i_size {
-        let ret = dio_sync(iocb, iter, req, limit);
+        let ret = dio_sync(iocb, iter, req, limit, i_mutex);
         drop(count);
         ret
     } else {
@@ -270,13 +270,14 @@ where
     }
 }
 
-/// Submits, waits and completes. At most `limit` bytes are reported.
+/// Submits, waits and completes. At most `limit` bytes are reported. `i_mutex` is given up in between.
 #[inline(always)]
 fn dio_sync<F, G>(
     iocb: &mut Kiocb<'_, F>,
     iter: &mut IovIter<'_>,
     mut req: DioRequest<'_, F, G>,
     limit: usize,
+    i_mutex: Option<Locked<'_, F>>,
 ) -> Result<usize>
 where
     F: FileSystem,
@@ -300,6 +301,7 @@ where
         waits: true,
     };
     let (bytes, failed) = submit_all(to, iter, &mut req);
+    drop(i_mutex);
     drop(landing);
     let size = bytes.min(limit);
     dio_end(req.inode, req.rw, req.end_io, iocb.private.take(), req.offset, size, flight.result(size, failed))
