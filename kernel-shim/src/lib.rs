@@ -15,7 +15,6 @@
 //! Everything but the back ends in [`sched`] and the hosted block devices is the same code on
 //! every back end, uses no `alloc` crate, and can fail to get memory.
 #![no_std]
-#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "host")]
 extern crate std;
