@@ -16,7 +16,7 @@ use core::ptr::{self, NonNull};
 
 use bitflags::bitflags;
 
-use super::blkdev::Gendisk;
+use super::blkdev::{Gendisk, QueueLimits};
 use super::flush::FlushSeq;
 use super::request::RqHead;
 use crate::error::{Error, Result};
@@ -130,6 +130,7 @@ pub struct BioVec {
 /// # Invariants
 ///
 /// `bi_disk` is the disk whose set the bio belongs to, and that disk outlives the bio.
+#[repr(align(64))]
 pub struct Bio {
     /// Operation and flags.
     pub bi_opf: ReqOpf,
@@ -219,7 +220,16 @@ impl Bio {
     #[inline]
     pub unsafe fn bio_add_page(&mut self, page: NonNull<u8>, len: u32) -> bool {
         // SAFETY: by the type's invariant the disk outlives the bio.
-        let limits = unsafe { &self.bi_disk.as_ref().limits };
+        let disk = unsafe { self.bi_disk.as_ref() };
+        if self.bi_io_vec.is_empty() && len.wrapping_sub(1) < disk.max_piece() {
+            self.bi_size = len;
+            return self.bi_io_vec.push(BioVec { bv_page: page, bv_len: len }).is_ok();
+        }
+        self.bio_add_another(&disk.limits, page, len)
+    }
+
+    /// [`Bio::bio_add_page`] in general.
+    fn bio_add_another(&mut self, limits: &QueueLimits, page: NonNull<u8>, len: u32) -> bool {
         let Some(size) = self.bi_size.checked_add(len) else { return false };
         if size > limits.max_bytes || len == 0 {
             return false;

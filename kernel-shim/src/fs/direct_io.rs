@@ -25,7 +25,7 @@ use crate::error::{Error, Result, code::*};
 use crate::mm::filemap;
 use crate::sched::{self, Task};
 use crate::sync::WaitQueue;
-use crate::testing::{Fix, reverted};
+use crate::testing::{Fix, HOOKS, reverted};
 use crate::workqueue::{Work, WorkItem, Workqueue};
 
 mod rmw;
@@ -185,14 +185,15 @@ impl<F: FileSystem> DioPool<F> {
         })
     }
 
-    /// A place with what `init` returns; sleeps while all are in flight. [`ENOMEM`] if the pool has some and gives none.
+    /// A place with what `init` returns; sleeps while all are in flight. [`ENOMEM`] if the pool has some and gives
+    /// none, which is a test's doing.
     #[inline]
     fn alloc(&self, mut init: impl FnMut() -> Dio<F>) -> Result<PoolBox<Dio<F>>> {
         loop {
             if let Some(dio) = self.pool.try_alloc_with(&mut init) {
                 return Ok(dio);
             }
-            if self.pool.available() > 0 {
+            if HOOKS && self.pool.available() > 0 {
                 return Err(ENOMEM);
             }
             self.wait.wait_event(|| self.pool.available() > 0);
@@ -275,7 +276,7 @@ where
 fn dio_sync<F, G>(
     iocb: &mut Kiocb<'_, F>,
     iter: &mut IovIter<'_>,
-    mut req: DioRequest<'_, F, G>,
+    req: DioRequest<'_, F, G>,
     limit: usize,
     i_mutex: Option<Locked<'_, F>>,
 ) -> Result<usize>
@@ -300,11 +301,12 @@ where
         private: NonNull::from(&flight).cast(),
         waits: true,
     };
-    let (bytes, failed) = submit_all(to, iter, &mut req);
+    let (inode, rw, end_io, offset) = (req.inode, req.rw, req.end_io, req.offset);
+    let (bytes, failed) = submit_all(to, iter, req);
     drop(i_mutex);
     drop(landing);
     let size = bytes.min(limit);
-    dio_end(req.inode, req.rw, req.end_io, iocb.private.take(), req.offset, size, flight.result(size, failed))
+    dio_end(inode, rw, end_io, iocb.private.take(), offset, size, flight.result(size, failed))
 }
 
 /// Submits, and answers [`EIOCBQUEUED`], unless all has ended by then or something failed, which is the answer then. At
@@ -313,7 +315,7 @@ where
 fn dio_async<F, G>(
     iocb: &mut Kiocb<'_, F>,
     iter: &mut IovIter<'_>,
-    mut req: DioRequest<'_, F, G>,
+    req: DioRequest<'_, F, G>,
     limit: usize,
     count: Option<DioCount<'_, F>>,
 ) -> Result<usize>
@@ -351,7 +353,7 @@ where
         private: dio.cast(),
         waits: false,
     };
-    let (bytes, failed) = submit_all(to, iter, &mut req);
+    let (bytes, failed) = submit_all(to, iter, req);
     let size = bytes.min(limit);
     // SAFETY: completions do not look at `size` before the last reference is gone, and we hold one.
     unsafe { (&raw mut (*dio.as_ptr()).size).write(size) };
@@ -432,13 +434,13 @@ where
 
 /// Maps, pins and submits until `iter` is empty or something fails. Returns how many bytes that was, and what failed.
 #[inline(always)]
-fn submit_all<F, G>(to: BioTarget<'_>, iter: &mut IovIter<'_>, req: &mut DioRequest<'_, F, G>) -> (usize, Option<Error>)
+fn submit_all<F, G>(to: BioTarget<'_>, iter: &mut IovIter<'_>, mut req: DioRequest<'_, F, G>) -> (usize, Option<Error>)
 where
     F: FileSystem,
     G: FnMut(u64, u32, bool) -> Result<MapResult>,
 {
     let count = iter.count();
-    let map = match get_block(req, 0, count) {
+    let map = match get_block(&mut req, 0, count) {
         Ok(map) => map,
         Err(e) => return (0, Some(e)),
     };
@@ -467,7 +469,7 @@ where
 fn submit_many<F, G>(
     to: BioTarget<'_>,
     iter: &mut IovIter<'_>,
-    req: &mut DioRequest<'_, F, G>,
+    mut req: DioRequest<'_, F, G>,
     map: MapResult,
 ) -> (usize, Option<Error>)
 where
@@ -475,7 +477,7 @@ where
     G: FnMut(u64, u32, bool) -> Result<MapResult>,
 {
     let mut s = Submission { to, bio: None, next_sector: 0, bytes: 0 };
-    let failed = s.submit_pieces(iter, req, map).err();
+    let failed = s.submit_pieces(iter, &mut req, map).err();
     if let Some(bio) = s.bio.take() {
         to.submit(bio);
     }
