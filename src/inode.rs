@@ -31,8 +31,8 @@ pub fn ext4_map_blocks(inode: &Inode, map: &mut MapBlocks, flags: GetBlocks) -> 
     let n = match inode.i_private().i_es_tree.lookup_last(map) {
         Some(n) => n,
         None => {
-            // By value: the caller's may stay in registers.
-            let (n, answer) = ext4_map_blocks_slow(inode, *map)?;
+            // Not by reference: the caller's may stay in registers.
+            let (n, answer) = ext4_map_blocks_slow(inode, map.m_lblk, map.m_len)?;
             *map = answer;
             n
         }
@@ -41,8 +41,8 @@ pub fn ext4_map_blocks(inode: &Inode, map: &mut MapBlocks, flags: GetBlocks) -> 
 }
 
 #[inline(never)]
-fn ext4_map_blocks_slow(inode: &Inode, map: MapBlocks) -> Result<(u32, MapBlocks)> {
-    let mut map = map;
+fn ext4_map_blocks_slow(inode: &Inode, lblk: Lblk, len: u32) -> Result<(u32, MapBlocks)> {
+    let mut map = MapBlocks::new(lblk, len);
     if let Some(n) = inode.i_private().i_es_tree.lookup(&mut map) {
         return Ok((n, map));
     }
@@ -105,7 +105,7 @@ pub fn ext4_get_block_write(inode: &Inode, lblk: u64, len: u32) -> Result<MapRes
 ///
 /// `known` is what the verdict found under `i_mutex`. The write has been counted in flight since before `i_mutex` was given
 /// up, so the blocks are still there and need not be looked up a second time.
-#[inline]
+#[inline(always)]
 pub fn ext4_get_block_write_nolock(
     inode: &Inode,
     window: &Window<'_>,
@@ -118,6 +118,11 @@ pub fn ext4_get_block_write_nolock(
     {
         return Ok(map_result(map, map.m_len));
     }
+    ext4_get_block_nolock_unknown(inode, window, lblk, len)
+}
+
+#[inline(never)]
+fn ext4_get_block_nolock_unknown(inode: &Inode, window: &Window<'_>, lblk: u64, len: u32) -> Result<MapResult> {
     let mut map = map_blocks_for(lblk, len)?;
     let n = match window {
         Window::IDataSem(tree) => ext4_map_blocks_locked(inode, tree, &mut map)?,

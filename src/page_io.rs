@@ -5,7 +5,6 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use kernel_shim::alloc::{GFP_KERNEL, Pool, PoolBox};
 use kernel_shim::error::Result;
-use kernel_shim::percpu::Counter;
 use kernel_shim::sync::{Mutex, WaitQueue};
 use kernel_shim::testing::trace;
 
@@ -64,11 +63,11 @@ impl DioInfo {
 #[derive(Debug, Default)]
 pub struct DioStats {
     /// Under `i_mutex` throughout.
-    pub exclusive: Counter,
+    pub exclusive: AtomicU32,
     /// Without `i_mutex`, `i_data_sem` held.
-    pub i_data_sem: Counter,
+    pub i_data_sem: AtomicU32,
     /// Without `i_mutex`, counted only.
-    pub in_flight: Counter,
+    pub in_flight: AtomicU32,
 }
 
 /// Per inode, for asynchronous writes that are not whole blocks.

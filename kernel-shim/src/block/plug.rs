@@ -16,6 +16,10 @@ use crate::sched;
 /// How many requests a plug holds before it is flushed.
 #[doc(alias = "BLK_MAX_REQUEST_COUNT")]
 pub(crate) const MAX_REQUESTS: usize = 32;
+/// Bits that number so many.
+const ORDER_BITS: u32 = 6;
+
+static_assertions::const_assert!(MAX_REQUESTS <= 1 << ORDER_BITS);
 
 /// A task's place for its plug. Part of every task.
 ///
@@ -105,53 +109,48 @@ fn queue_one(rq: Request) {
     disk.queue_now(rq);
 }
 
-/// Queues `first` and `rest` by disk and sector. Requests of one sector keep their order.
+/// Queues `first` and `rest` by disk, and for each disk by sector. Requests of one sector keep their order.
 fn queue_sorted(first: Request, rest: &mut RqList) {
-    let mut sorted = heapless::Vec::<Request, MAX_REQUESTS>::new();
     let mut next = Some(first);
-    while let Some(rq) = next {
-        let key = (rq.disk().addr(), rq.sector());
-        let mut at = sorted.len();
-        while at > 0 && (sorted[at - 1].disk().addr(), sorted[at - 1].sector()) > key {
-            at -= 1;
+    while let Some(first) = next {
+        let disk = first.disk();
+        let mut others = RqList::new();
+        let mut sorted = heapless::Vec::<(u64, Request), MAX_REQUESTS>::new();
+        next = Some(first);
+        while let Some(rq) = next {
+            if rq.disk() != disk {
+                others.push_back(rq);
+            } else {
+                // No bits are lost: a disk's bytes can be counted.
+                let key = rq.sector() << ORDER_BITS | sorted.len() as u64;
+                if let Err((_, rq)) = sorted.push((key, rq)) {
+                    // A slot holds no more than fit here, but a request is not lost for a wrong count.
+                    queue_one(rq);
+                }
+            }
+            next = rest.pop_front();
         }
-        if let Err(rq) = sorted.insert(at, rq) {
-            // A slot holds no more than fit here, but a request is not lost for a wrong count.
-            queue_one(rq);
-        }
-        next = rest.pop_front();
-    }
-
-    let mut requests = sorted.into_iter();
-    let Some(mut held) = requests.next() else { return };
-    loop {
-        let disk = held.disk();
+        sorted.sort_unstable_by_key(|(key, _)| *key);
         // SAFETY: a disk outlives its requests.
         let disk = unsafe { disk.as_ref() };
         let _pin = disk.pin();
-        let other = queue_disk(disk, held, &mut requests);
+        queue_disk(disk, sorted.into_iter().map(|(_, rq)| rq));
         disk.commit();
-        match other {
-            Some(rq) => held = rq,
-            None => return,
-        }
+        rest.append(&mut others);
+        next = rest.pop_front();
     }
 }
 
-/// Queues `held` and what follows for the same disk, merged; returns the first for another disk.
-fn queue_disk(disk: &Gendisk, mut held: Request, requests: &mut impl Iterator<Item = Request>) -> Option<Request> {
+/// Queues what is for one disk, neighbours merged.
+fn queue_disk(disk: &Gendisk, mut requests: impl Iterator<Item = Request>) {
+    let Some(mut held) = requests.next() else { return };
     for rq in requests {
-        if rq.disk() != held.disk() {
-            disk.queue_only(held);
-            return Some(rq);
-        }
         match held.try_merge(rq, &disk.limits) {
             Ok(()) => disk.note_merge(),
             Err(rq) => disk.queue_only(core::mem::replace(&mut held, rq)),
         }
     }
     disk.queue_only(held);
-    None
 }
 
 /// Holds back what current submits for as long as it lives. In task context.

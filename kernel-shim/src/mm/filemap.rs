@@ -195,6 +195,11 @@ pub fn generic_write_checks<F: FileSystem>(
     if iocb.ki_pos < 0 {
         return Err(EINVAL);
     }
+    // No file is longer than the longest may be.
+    let inside = i64::try_from(iter.count()).ok().and_then(|n| iocb.ki_pos.checked_add(n));
+    if inside.is_some_and(|end| end <= i_mutex.i_size()) {
+        return Ok(Some(WriteRange { pos: iocb.ki_pos, count: iter.count() }));
+    }
     let room = F::s_maxbytes(i_mutex).saturating_sub(iocb.ki_pos);
     if room <= 0 {
         return Err(EFBIG);

@@ -158,7 +158,8 @@ impl Stats {
     }
 }
 
-/// One I/O, chosen.
+/// One I/O, chosen. Handed on by value, so that it can stay in registers.
+#[derive(Clone, Copy)]
 struct Io {
     pos: u64,
     read: bool,
@@ -350,7 +351,7 @@ impl Worker {
 
     /// Puts the stamp into slot `slot`'s buffer, which no I/O uses.
     #[inline]
-    fn stamp(&mut self, slot: usize, io: &Io) {
+    fn stamp(&mut self, slot: usize, io: Io) {
         if let Some(claim) = &io.claim {
             let stamp =
                 Stamp { offset: io.pos, generation: claim.generation, writer: self.writer, body_crc: self.body_crc };
@@ -370,7 +371,7 @@ impl Worker {
     }
 
     #[inline(always)]
-    fn ended(&mut self, io: &Io, ret: Result, ns: u64) {
+    fn ended(&mut self, io: Io, ret: Result, ns: u64) {
         if let Err(e) = ret {
             return self.ended_badly(io, e);
         }
@@ -386,7 +387,7 @@ impl Worker {
     }
 
     #[cold]
-    fn ended_badly(&mut self, io: &Io, e: Error) {
+    fn ended_badly(&mut self, io: Io, e: Error) {
         if let (Some(claim), Some(table)) = (&io.claim, &self.table) {
             table.abandon(claim);
         }
@@ -396,7 +397,7 @@ impl Worker {
 
     /// fsync and fdatasync, where they are due.
     #[inline]
-    fn sync_if_due(&mut self, io: &Io) {
+    fn sync_if_due(&mut self, io: Io) {
         if self.fsync | self.fdatasync != 0 && !io.read {
             self.count_for_sync();
         }
@@ -432,15 +433,15 @@ impl Worker {
                     continue;
                 }
             };
-            self.stamp(0, &io);
+            self.stamp(0, io);
             let ret = if io.read {
                 self.opened.read_sync(io.pos, self.read_buffers[0].bytes_mut())
             } else {
                 self.opened.write_sync(io.pos, self.buffers[0].bytes_mut())
             };
             let then = core::mem::replace(&mut now, self.now());
-            self.ended(&io, ret, now.saturating_sub(then));
-            self.sync_if_due(&io);
+            self.ended(io, ret, now.saturating_sub(then));
+            self.sync_if_due(io);
         }
     }
 
@@ -465,7 +466,7 @@ impl Worker {
                     }
                 };
                 free.pop();
-                self.stamp(slot, &io);
+                self.stamp(slot, io);
                 let buffer = if io.read { &self.read_buffers[slot] } else { &self.buffers[slot] };
                 // SAFETY: buffer and slot belong to this I/O until it is reaped; both live to the end of this function, which
                 // is not left with an I/O under way.
@@ -492,8 +493,8 @@ impl Worker {
             while let Some((slot, ret)) = ended.pop() {
                 if let Some((io, then)) = ios[slot].take() {
                     let ret = ret.and_then(|n| if n == self.bs { Ok(()) } else { Err(EIO) });
-                    self.ended(&io, ret, now.saturating_sub(then));
-                    self.sync_if_due(&io);
+                    self.ended(io, ret, now.saturating_sub(then));
+                    self.sync_if_due(io);
                 }
                 free.push(slot);
             }

@@ -39,6 +39,7 @@ pub struct Table {
 }
 
 /// A block taken for writing.
+#[derive(Clone, Copy)]
 pub struct Claim {
     /// The generation to stamp.
     pub generation: u32,
