@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `fs/ext4/file.c`: writes come in here, and here it is settled whether a direct one may leave `i_mutex` (hunk 1 of the patch).
 
-use core::sync::atomic::Ordering;
-
 use kernel_shim::block::BlkPlug;
 use kernel_shim::bug_on;
 use kernel_shim::error::{Result, code::*};
@@ -167,7 +165,7 @@ fn ext4_dio_verdict(
         (true, DioMode::IDataSem) => &stats.i_data_sem,
         _ => &stats.exclusive,
     }
-    .fetch_add(1, Ordering::Relaxed);
+    .inc();
     Ok(may_leave.then_some(map))
 }
 

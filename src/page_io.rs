@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use kernel_shim::alloc::{GFP_KERNEL, Pool, PoolBox};
 use kernel_shim::error::Result;
+use kernel_shim::percpu::Counter;
 use kernel_shim::sync::{Mutex, WaitQueue};
 use kernel_shim::testing::trace;
 
@@ -63,11 +64,11 @@ impl DioInfo {
 #[derive(Debug, Default)]
 pub struct DioStats {
     /// Under `i_mutex` throughout.
-    pub exclusive: AtomicU32,
+    pub exclusive: Counter,
     /// Without `i_mutex`, `i_data_sem` held.
-    pub i_data_sem: AtomicU32,
+    pub i_data_sem: Counter,
     /// Without `i_mutex`, counted only.
-    pub in_flight: AtomicU32,
+    pub in_flight: Counter,
 }
 
 /// Per inode, for asynchronous writes that are not whole blocks.

@@ -28,6 +28,7 @@ pub mod block;
 pub mod error;
 pub mod fs;
 pub mod mm;
+pub mod percpu;
 pub mod sched;
 pub mod sync;
 pub mod testing;

@@ -12,15 +12,64 @@ use core::ptr::NonNull;
 use heapless::{Vec, VecView};
 
 use super::{AllocError, Flags, KBox, KVec, injected_failure};
+use crate::percpu::{COPIES, CacheAligned, PerCpu};
 use crate::sync::SpinLock;
 
-/// Memory for one object, and the way back to the pool.
-#[repr(C)]
+/// How many free slots a CPU keeps to itself.
+const CACHE: usize = 32;
+
+/// The free slots.
+struct Free<T, L: ?Sized> {
+    /// What each CPU gave back last, still in its caches, behind a lock that nobody else wants.
+    own: PerCpu<SpinLock<Vec<SlotPtr<T>, CACHE>>>,
+    /// The others.
+    list: SpinLock<L>,
+}
+
+/// [`Free`] of a pool of any size.
+type FreeView<T> = Free<T, VecView<SlotPtr<T>>>;
+
+impl<T> FreeView<T> {
+    #[inline]
+    fn take(&self) -> Option<SlotPtr<T>> {
+        let own = self.own.this().lock().pop();
+        own.or_else(|| self.take_other())
+    }
+
+    #[cold]
+    fn take_other(&self) -> Option<SlotPtr<T>> {
+        let slot = self.list.lock().pop();
+        slot.or_else(|| self.own.iter().find_map(|own| own.lock().pop()))
+    }
+
+    #[inline]
+    fn put(&self, slot: SlotPtr<T>) {
+        let kept = self.own.this().lock().push(slot);
+        if let Err(slot) = kept {
+            self.put_other(slot);
+        }
+    }
+
+    #[cold]
+    fn put_other(&self, slot: SlotPtr<T>) {
+        // As the list has room for every slot once, this cannot fail.
+        let room = self.list.lock().push(slot).is_ok();
+        debug_assert!(room, "a slot was returned twice");
+    }
+
+    /// How many there are: exactly, while none is taken or given back.
+    fn len(&self) -> usize {
+        self.list.lock().len() + self.own.iter().map(|own| own.lock().len()).sum::<usize>()
+    }
+}
+
+/// Memory for one object, and the way back to the pool. On cache lines of its own: two objects are used by two CPUs.
+#[repr(C, align(64))]
 struct Slot<T> {
     /// First, so that an object's address is its slot's.
     value: MaybeUninit<T>,
-    /// The list that the slot returns to.
-    home: NonNull<SpinLock<VecView<SlotPtr<T>>>>,
+    /// Where the slot returns to.
+    home: NonNull<FreeView<T>>,
 }
 
 /// A slot as an entry of the free list.
@@ -39,7 +88,7 @@ unsafe impl<T> Send for SlotPtr<T> {}
 #[doc(alias = "mempool_t")]
 pub struct Pool<T, const N: usize> {
     /// Where a slot's `home` points to: in a box, because a pool may move.
-    free: ManuallyDrop<KBox<SpinLock<Vec<SlotPtr<T>, N>>>>,
+    free: ManuallyDrop<KBox<Free<T, Vec<SlotPtr<T>, N>>>>,
     /// Never dereferenced while objects are in use: they have references into it.
     slots: ManuallyDrop<KVec<Slot<T>>>,
     capacity: usize,
@@ -60,14 +109,15 @@ impl<T, const N: usize> Pool<T, N> {
     /// If `capacity` exceeds `N`.
     pub fn new(capacity: usize, flags: Flags, name: &'static str) -> Result<Pool<T, N>, AllocError> {
         bug_on!(capacity > N, "pool {name}: {capacity} objects in room for {N}");
-        let free = KBox::new(SpinLock::new(Vec::<SlotPtr<T>, N>::new()), flags)?;
+        let own = PerCpu::new([const { CacheAligned(SpinLock::new(Vec::new())) }; COPIES]);
+        let free = KBox::new(Free { own, list: SpinLock::new(Vec::<SlotPtr<T>, N>::new()) }, flags)?;
         let mut slots = KVec::with_capacity(capacity, flags)?;
-        let home: NonNull<SpinLock<VecView<SlotPtr<T>>>> = NonNull::from(&*free);
+        let home: NonNull<FreeView<T>> = NonNull::from(&*free);
         for _ in 0..capacity {
             slots.push(Slot { value: MaybeUninit::uninit(), home }, flags)?;
         }
         {
-            let mut list = free.lock();
+            let mut list = free.list.lock();
             // Backwards: the first objects are those at the lowest addresses.
             for slot in slots.iter_mut().rev() {
                 // INVARIANT: Each slot is put on the list once.
@@ -102,13 +152,14 @@ impl<T, const N: usize> Pool<T, N> {
             return None;
         }
         // INVARIANT: Taken off the list, the slot belongs to the FreeSlot.
-        let slot = self.free.lock().pop();
-        slot.map(|slot| FreeSlot(slot.0))
+        let free: &FreeView<T> = &**self.free;
+        free.take().map(|slot| FreeSlot(slot.0))
     }
 
-    /// How many objects can be had at this moment.
+    /// How many objects can be had at this moment. While objects are taken and given back it is not exact.
     pub fn available(&self) -> usize {
-        self.free.lock().len()
+        let free: &FreeView<T> = &**self.free;
+        free.len()
     }
 
     /// How many objects there are, in use and free.
@@ -124,7 +175,7 @@ impl<T, const N: usize> Pool<T, N> {
 
 impl<T, const N: usize> Drop for Pool<T, N> {
     fn drop(&mut self) {
-        let in_use = self.capacity() - self.available();
+        let in_use = self.capacity().saturating_sub(self.available());
         if in_use != 0 {
             pr_err!("pool {}: {in_use} objects still in use, memory leaked", self.name);
             return;
@@ -167,10 +218,8 @@ impl<T> Drop for FreeSlot<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the pool lives, and with it its free list.
         let home = unsafe { self.0.as_ref().home.as_ref() };
-        // INVARIANT: We owned the slot; now the list does. As the list has room for every slot
-        // once, this cannot fail.
-        let room = home.lock().push(SlotPtr(self.0)).is_ok();
-        debug_assert!(room, "a slot was returned twice");
+        // INVARIANT: We owned the slot; now a list does.
+        home.put(SlotPtr(self.0));
     }
 }
 
@@ -219,7 +268,8 @@ impl<T> PoolBox<T> {
 }
 
 impl<T> Drop for PoolBox<T> {
-    #[inline]
+    // Not inlined: it would be a part of each place that might drop one, at most of which there is none to drop.
+    #[inline(never)]
     fn drop(&mut self) {
         // Returned when this goes out of scope: after the value's drop, even if that panics.
         // INVARIANT: The value is dropped before that.

@@ -355,6 +355,30 @@ fn pool_under_threads_gives_no_object_twice() {
     assert_eq!(pool.available(), 3);
 }
 
+/// More than one CPU keeps to itself; threads that are alive together are on different CPUs.
+#[test]
+fn pool_is_used_up_by_whom_it_may() {
+    const OBJECTS: usize = 80;
+    let pool = Pool::<usize, OBJECTS>::new(OBJECTS, GFP_KERNEL, "all CPUs'").unwrap();
+    let turn = std::sync::Mutex::new(());
+    let start = Barrier::new(4);
+    thread::scope(|scope| {
+        for me in 0..4 {
+            let (pool, turn, start) = (&pool, &turn, &start);
+            scope.spawn(move || {
+                crate::sched::current();
+                start.wait();
+                // What the thread before has given back is there for this one, wherever it is kept.
+                let _turn = turn.lock().unwrap();
+                let all: StdVec<_> = (0..OBJECTS).map(|_| pool.try_alloc(me).unwrap()).collect();
+                assert_eq!((pool.try_alloc(me).unwrap_err(), pool.available()), (me, 0));
+                drop(all);
+                assert_eq!(pool.available(), OBJECTS);
+            });
+        }
+    });
+}
+
 #[cfg(feature = "fault-injection")]
 mod faults {
     use super::*;

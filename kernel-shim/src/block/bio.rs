@@ -130,6 +130,7 @@ pub struct BioVec {
 /// # Invariants
 ///
 /// `bi_disk` is the disk whose set the bio belongs to, and that disk outlives the bio.
+#[repr(align(64))]
 pub struct Bio {
     /// Operation and flags.
     pub bi_opf: ReqOpf,

@@ -19,6 +19,7 @@ use super::request::Request;
 use super::{BlkPlug, flush, plug};
 use crate::alloc::{Flags, GFP_KERNEL, GFP_NOIO, KBox};
 use crate::error::{Error, Result, code};
+use crate::percpu::PerCpu;
 use crate::sched::{self, Task};
 use crate::sync::{Arc, Completion};
 
@@ -181,11 +182,17 @@ pub(crate) struct Gendisk {
     /// Most bytes of memory in one stretch that a bio can be all of, in whole blocks.
     max_piece: u32,
     pub(crate) bios: BioSet,
+    cpus: PerCpu<DiskCpu>,
+    merges: AtomicU64,
+    complained: AtomicBool,
+}
+
+/// What each CPU that submits counts for itself.
+#[derive(Default)]
+struct DiskCpu {
     /// Contexts inside the driver on behalf of a bio that may already have ended.
     pins: AtomicUsize,
     requests: AtomicU64,
-    merges: AtomicU64,
-    complained: AtomicBool,
 }
 
 // SAFETY: a BlockDevice is Send and Sync, and the raw pointers to it are the disk's own.
@@ -213,8 +220,9 @@ impl Gendisk {
     /// To be held by whoever calls the driver without a handle of the disk, from before the request is out of hand.
     #[inline]
     pub(crate) fn pin(&self) -> DiskPin<'_> {
-        self.pins.fetch_add(1, Ordering::Relaxed);
-        DiskPin(&self.pins)
+        let pins = &self.cpus.this().pins;
+        pins.fetch_add(1, Ordering::Relaxed);
+        DiskPin(pins)
     }
 
     /// To the task's plug, or the driver. The caller has a handle of the disk.
@@ -233,14 +241,14 @@ impl Gendisk {
     /// To the driver, at once. The caller has a handle or a pin.
     #[inline]
     pub(crate) fn queue_now(&self, rq: Request) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.cpus.this().requests.fetch_add(1, Ordering::Relaxed);
         self.dev().queue_last(rq);
     }
 
     /// To the driver, with a [`Gendisk::commit`] to follow. The caller has a handle or a pin.
     #[inline]
     pub(crate) fn queue_only(&self, rq: Request) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.cpus.this().requests.fetch_add(1, Ordering::Relaxed);
         self.dev().queue_rq(rq);
     }
 
@@ -348,7 +356,7 @@ impl Drop for DiskOwner {
             crate::pr_err!("{}: {} bios never came back, disk not freed", disk.dev().name(), disk.bios.outstanding());
             return;
         }
-        while disk.pins.load(Ordering::Acquire) != 0 {
+        while disk.cpus.iter().any(|cpu| cpu.pins.load(Ordering::Acquire) != 0) {
             sched::yield_now();
         }
         let (dev, free) = (disk.dev, disk.free);
@@ -397,8 +405,7 @@ impl Bdev {
             limits,
             nr_sectors,
             bios: BioSet::new(),
-            pins: AtomicUsize::new(0),
-            requests: AtomicU64::new(0),
+            cpus: PerCpu::default(),
             merges: AtomicU64::new(0),
             complained: AtomicBool::new(false),
         };
@@ -466,7 +473,7 @@ impl Bdev {
     pub fn stats(&self) -> DiskStats {
         let disk = self.disk();
         DiskStats {
-            requests: disk.requests.load(Ordering::Relaxed),
+            requests: disk.cpus.iter().map(|cpu| cpu.requests.load(Ordering::Relaxed)).sum(),
             merges: disk.merges.load(Ordering::Relaxed),
             bios_out: disk.bios.outstanding(),
         }

@@ -29,6 +29,7 @@ bitflags::bitflags! {
 }
 
 /// An open file. Lives in an [`Arc`]; requests in flight hold a reference.
+#[repr(align(64))]
 pub struct File<F: FileSystem> {
     /// [`OpenFlags`], and above them the [`IocbFlags`] that they mean: one word, so that the two always agree.
     f_flags: AtomicU64,

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use super::super_block::{FileSystem, SbFlags, SuperBlock};
 use crate::alloc::Arc;
 use crate::mm::filemap::AddressSpace;
+use crate::percpu::CacheAligned;
 use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
 use crate::time::Timespec64;
 
@@ -99,6 +100,12 @@ pub struct NewInode<F: FileSystem> {
     pub i_private: F::InodeInfo,
 }
 
+/// What every direct write of an inode writes: taking `i_mutex` brings the count along.
+struct Hot {
+    i_mutex: Mutex<()>,
+    i_dio_count: AtomicI32,
+}
+
 /// An inode in memory. Lives in an [`Arc`], so that its locks never move.
 pub struct Inode<F: FileSystem> {
     i_ino: u64,
@@ -114,8 +121,8 @@ pub struct Inode<F: FileSystem> {
     /// Clock tick (`time::coarse_tick`) of the last `file_update_time`, 0 if something else set
     /// the times since: a second write within the tick has nothing to update.
     i_time_tick: AtomicU64,
-    i_mutex: Mutex<()>,
-    i_dio_count: AtomicI32,
+    /// Written by every direct write, and on a line without anything that is only read.
+    hot: CacheAligned<Hot>,
     i_dio_wait: WaitQueue,
     i_mapping: AddressSpace,
     i_sb: Arc<SuperBlock<F>>,
@@ -137,8 +144,7 @@ impl<F: FileSystem> Inode<F> {
             i_state: AtomicU32::new(0),
             i_times: SpinLock::new(n.i_times),
             i_time_tick: AtomicU64::new(0),
-            i_mutex: Mutex::new(()),
-            i_dio_count: AtomicI32::new(0),
+            hot: CacheAligned(Hot { i_mutex: Mutex::new(()), i_dio_count: AtomicI32::new(0) }),
             i_dio_wait: WaitQueue::new(),
             i_mapping: AddressSpace::new(),
             i_sb: n.i_sb,
@@ -237,18 +243,18 @@ impl<F: FileSystem> Inode<F> {
     /// `mutex_lock(&inode->i_mutex)`. Sleeps.
     #[inline]
     pub fn lock(&self) -> Locked<'_, F> {
-        Locked { inode: self, guard: self.i_mutex.lock() }
+        Locked { inode: self, guard: self.hot.i_mutex.lock() }
     }
 
     /// `mutex_trylock(&inode->i_mutex)`.
     #[inline]
     pub fn try_lock(&self) -> Option<Locked<'_, F>> {
-        self.i_mutex.try_lock().map(|guard| Locked { inode: self, guard })
+        self.hot.i_mutex.try_lock().map(|guard| Locked { inode: self, guard })
     }
 
     /// Whether somebody holds `i_mutex`, for assertions.
     pub fn is_locked(&self) -> bool {
-        self.i_mutex.is_locked()
+        self.hot.i_mutex.is_locked()
     }
 
     // ---- direct I/O in flight
@@ -258,21 +264,21 @@ impl<F: FileSystem> Inode<F> {
     /// count must be taken before `i_mutex` is given up.
     #[inline]
     pub fn inode_dio_begin(&self) -> DioCount<'_, F> {
-        self.i_dio_count.fetch_add(1, Ordering::Acquire);
+        self.hot.i_dio_count.fetch_add(1, Ordering::Acquire);
         DioCount { inode: self }
     }
 
     /// The other half of a [`DioCount`] that was [forgotten](DioCount::into_request). Any context.
     #[inline]
     pub(crate) fn inode_dio_done(&self) {
-        if self.i_dio_count.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.hot.i_dio_count.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.i_dio_wait.wake_up_all();
         }
     }
 
     /// Direct I/O in flight. A value that was true at some moment.
     pub fn i_dio_count(&self) -> i32 {
-        self.i_dio_count.load(Ordering::Acquire)
+        self.hot.i_dio_count.load(Ordering::Acquire)
     }
 
     // ---- dirty state and times

@@ -28,8 +28,8 @@ const NOTIFIED: u32 = 2;
 
 /// What a task has on this back end besides its token.
 pub(super) struct HostTask {
-    /// A number of its own, from 0.
-    id: AtomicU32,
+    /// Its CPU, as far as there is one: see [`cpu_id`].
+    cpu: AtomicU32,
     /// Held by whoever changes the token from or to [`PARKED`], so that no wake-up falls between a
     /// sleeper's last look and its sleep.
     lock: Mutex<()>,
@@ -38,14 +38,19 @@ pub(super) struct HostTask {
 
 impl HostTask {
     pub(super) const fn new() -> HostTask {
-        HostTask { id: AtomicU32::new(0), lock: Mutex::new(()), wake: Condvar::new() }
+        HostTask { cpu: AtomicU32::new(0), lock: Mutex::new(()), wake: Condvar::new() }
     }
 }
 
-/// Tasks whose threads have ended.
-static FREE_TASKS: Mutex<Vec<&'static Task>> = Mutex::new(Vec::new());
-/// How many tasks have been made.
-static NR_TASKS: AtomicU32 = AtomicU32::new(0);
+/// Tasks, as seen from outside of their threads.
+struct Tasks {
+    /// Those whose threads have ended.
+    free: Vec<&'static Task>,
+    /// How many others are on each CPU.
+    on_cpu: Vec<u32>,
+}
+
+static TASKS: Mutex<Tasks> = Mutex::new(Tasks { free: Vec::new(), on_cpu: Vec::new() });
 
 /// A test that fails while it holds one of our locks must not take the others down with it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -60,7 +65,7 @@ impl Drop for Adopted {
         self.0.plug.exit();
         // A destructor that runs later and asks gets a new task.
         CURRENT.set(ptr::null());
-        lock(&FREE_TASKS).push(self.0);
+        free_task(self.0);
     }
 }
 
@@ -76,14 +81,27 @@ thread_local! {
 
 /// A task that no thread has, of this name.
 fn new_task(name: &'static str) -> &'static Task {
-    let mut free = lock(&FREE_TASKS);
-    if let Some(index) = free.iter().position(|task| task.name() == name) {
-        return free.swap_remove(index);
+    let mut tasks = lock(&TASKS);
+    let task = match tasks.free.iter().position(|task| task.name() == name) {
+        Some(index) => tasks.free.swap_remove(index),
+        None => Box::leak(Box::new(Task::new(name))),
+    };
+    tasks.on_cpu.resize(nr_cpus() as usize, 0);
+    // The CPU with the fewest. There is one at least.
+    if let Some((cpu, count)) = (0..).zip(&mut tasks.on_cpu).min_by_key(|(_, count)| **count) {
+        *count += 1;
+        task.host.cpu.store(cpu, Ordering::Relaxed);
     }
-    drop(free);
-    let task = Box::leak(Box::new(Task::new(name)));
-    task.host.id.store(NR_TASKS.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     task
+}
+
+/// `task`'s thread has ended, or was never made.
+fn free_task(task: &'static Task) {
+    let mut tasks = lock(&TASKS);
+    if let Some(count) = tasks.on_cpu.get_mut(task.host.cpu.load(Ordering::Relaxed) as usize) {
+        *count -= 1;
+    }
+    tasks.free.push(task);
 }
 
 /// Makes `task` this thread's until the thread ends.
@@ -185,9 +203,10 @@ pub fn nr_cpus() -> u32 {
 }
 
 /// A number below [`nr_cpus`] that is always the same for a thread: threads are not bound to CPUs
-/// here, but what is spread over the CPUs by this number is spread.
+/// here, but those that are alive together are spread evenly over these numbers.
+#[inline]
 pub fn cpu_id() -> u32 {
-    current().host.id.load(Ordering::Relaxed) % nr_cpus()
+    current().host.cpu.load(Ordering::Relaxed)
 }
 
 /// Whether this thread plays an interrupt handler.
@@ -288,7 +307,7 @@ pub(super) fn spawn(name: &'static str, _cpu: Option<u32>, entry: fn(*mut ()), a
     match thread::Builder::new().name(String::from(name)).spawn(move || start.run()) {
         Ok(_detached) => Ok(task),
         Err(_) => {
-            lock(&FREE_TASKS).push(task);
+            free_task(task);
             Err(code::EAGAIN)
         }
     }

@@ -11,7 +11,7 @@ use crate::block::PlugSlot;
 /// that comes too late hits nothing worse than a sleeper that looks again.
 #[doc(alias = "task_struct")]
 #[repr(C)]
-#[repr(align(8))]
+#[repr(align(64))]
 pub struct Task {
     name: &'static str,
     /// What this task has plugged, if anything; only the task itself looks at it.

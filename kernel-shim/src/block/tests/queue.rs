@@ -377,6 +377,28 @@ fn no_bio_to_be_had() {
 }
 
 #[test]
+fn bios_are_found_on_all_cpus() {
+    let (bdev, _) = null(QueueLimits::DEFAULT, 3);
+    let turn = std::sync::Mutex::new(());
+    let start = std::sync::Barrier::new(4);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            // Threads that are alive together are on different CPUs.
+            scope.spawn(|| {
+                crate::sched::current();
+                start.wait();
+                let _turn = turn.lock().unwrap();
+                let all = [(); 3].map(|()| bio_alloc(&bdev, WRITE | ReqOpf::NOWAIT, GFP_NOIO).unwrap());
+                assert_eq!(bio_alloc(&bdev, WRITE | ReqOpf::NOWAIT, GFP_NOIO).err(), Some(EAGAIN));
+                assert_eq!(bdev.stats().bios_out, 3);
+                drop(all);
+            });
+        }
+    });
+    assert_eq!(bdev.stats().bios_out, 0);
+}
+
+#[test]
 fn a_disk_outlives_its_bios() {
     let (bdev, dropped) = null(QueueLimits::DEFAULT, 4);
     let ended = Ended::default();

@@ -31,7 +31,7 @@ pub(crate) fn child() -> bool {
     let (subject, writes, blocks) = (number(), number(), number());
     let image = words.next().expect("an image");
     let prepared = Prepared::new(subjects()[subject as usize], Path::new(image), blocks);
-    prepared.writer(0, 1).run(writes);
+    prepared.writer(0).run(writes);
     prepared.finish();
     true
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::subject::{Disk, Mode, Prepared, Subject};
+use crate::subject::{Disk, Mode, Prepared, Subject, THREADS};
 
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
@@ -43,9 +43,12 @@ const BATCH: u64 = 64;
 fn turn(prepared: &Prepared, threads: u64, slice: Duration) -> Turn {
     let barrier = Barrier::new(threads as usize);
     let writer = |thread| {
-        let mut writer = prepared.writer(thread, threads);
-        // The thread's task is made, code and locks are in the caches.
-        writer.run(BATCH);
+        let mut writer = prepared.writer(thread);
+        // Whoever was measured before has the caches to himself no longer.
+        let start = Instant::now();
+        while start.elapsed() < slice / 4 {
+            writer.run(BATCH);
+        }
         barrier.wait();
         let (start, cpu) = (Instant::now(), cpu_ns());
         let mut ops = 0;
@@ -96,9 +99,14 @@ pub(crate) fn run(effort: Effort, image: &Path, mib: u64) {
     subjects.push(Subject::Async(Disk::Null, Mode::InFlight));
     let prepared: Vec<Prepared> = subjects.iter().map(|s| Prepared::new(*s, image, mib << 8)).collect();
     let mut measured: Vec<Measured> = subjects.iter().map(|s| Measured { name: s.name(), turns: Vec::new() }).collect();
-    for _ in 0..effort.rounds {
+    for round in 0..effort.rounds {
         for (prepared, measured) in prepared.iter().zip(&mut measured) {
-            measured.turns.push([1, 2].map(|threads| turn(prepared, threads, effort.slice)));
+            // Each comes first in every other round.
+            let mut turns = [1, THREADS];
+            turns.rotate_left(round % 2);
+            let mut turns = turns.map(|threads| turn(prepared, threads, effort.slice));
+            turns.rotate_left(round % 2);
+            measured.turns.push(turns);
         }
     }
     prepared.into_iter().for_each(Prepared::finish);
