@@ -29,7 +29,9 @@ use host as backend;
 use none as backend;
 
 pub use backend::IrqFlags;
-pub(crate) use backend::{coarse_real_ns, coarse_tick, console, kfree, kmalloc, spin_acquired, spin_relax, spin_released};
+pub(crate) use backend::{
+    coarse_real_ns, coarse_tick, console, kfree, kmalloc, spin_acquired, spin_relax, spin_released,
+};
 pub use backend::{cpu_id, current, in_interrupt, irq_restore, irq_save, now_ns, nr_cpus, real_ns, unpark, yield_now};
 pub use spawn::{JoinHandle, spawn, spawn_on};
 pub use task::Task;
