@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ext4_dio_protocol::{Stamp, StampError};
@@ -13,6 +14,9 @@ use ext4_dio_protocol::{Stamp, StampError};
 use crate::image::{self, TOOL_LIMIT, read_full};
 use crate::proc;
 use crate::run::TableHead;
+
+/// How long a file system may stay busy that nobody uses any more.
+const BUSY_LIMIT: Duration = Duration::from_secs(5);
 
 /// Wrong blocks that a report names one by one.
 const NAMED: usize = 8;
@@ -216,15 +220,23 @@ impl Mounted {
         self.point.path().join(file.trim_start_matches('/'))
     }
 
-    /// Unmounts.
+    /// Unmounts. Somebody else may be in there for a moment, be it a process that was just forked off this one and still
+    /// has its open files: that is given a few seconds.
     ///
     /// # Errors
     ///
     /// umount(8) fails.
     pub fn unmount(mut self) -> Result<()> {
-        let mut cmd = proc::tool("umount")?;
-        cmd.arg(self.point.path());
-        proc::succeed(cmd, TOOL_LIMIT)?;
+        let give_up = Instant::now() + BUSY_LIMIT;
+        loop {
+            let mut cmd = proc::tool("umount")?;
+            cmd.arg(self.point.path());
+            match proc::succeed(cmd, TOOL_LIMIT) {
+                Ok(_) => break,
+                Err(_) if Instant::now() < give_up => std::thread::sleep(Duration::from_millis(50)),
+                Err(e) => return Err(e),
+            }
+        }
         self.active = false;
         Ok(())
     }
