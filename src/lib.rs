@@ -83,6 +83,7 @@
 //! | `kiocb.private` | a pointer used by submission and completion | moves into the request | no two owners (G4, G5) |
 //! | write checks | after the verdict | before | `O_APPEND` moves the write (G37) |
 //! | counting in flight | after the unlock | before | G1 |
+//! | the verdict's look-up | made again by `direct_IO` | handed on in `kiocb.private` | the count keeps it true |
 //! | verdict over several extents | one look-up, so no | each extent is asked, in the default mode | G23 |
 //! | bad address half-way | rest of the blocks from the zero page | what was before it is written, the rest keeps its data | G9 |
 //! | `O_DSYNC` when queued | synced at submission | synced at completion | G13 |
@@ -91,6 +92,7 @@
 //! | aio mutex and wait queue | 37 for all inodes of all mounts | one per inode | G20 |
 //! | extent status tree | red-black tree, rwlock | sorted array of bounded length, spin lock | no allocation that must succeed |
 //! | times | reach the disk with the inode's next change | stay in memory until fsync, sync or unmount (`lazytime`) | no journal handle in the write path |
+//! | `errors=panic` | panics | read-only from then on | no image panics |
 //! | file system state while mounted | not clean without a journal | left as it is | nothing here changes metadata that depend on each other |
 //!
 //! # Limits
