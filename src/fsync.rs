@@ -22,7 +22,8 @@ pub fn ext4_sync_file(inode: &Inode, _start: i64, _end: i64, datasync: bool) -> 
     // read first: if they were taken before, the lock is seen held, or what was done under it.
     if write || info.i_unsynced.load(Ordering::Acquire) || info.i_sync.is_locked() {
         let _sync = info.i_sync.lock();
-        info.i_unsynced.store(false, Ordering::Relaxed);
+        // Released, so that whoever sees it cleared sees the lock held as well.
+        info.i_unsynced.store(false, Ordering::Release);
         if let Err(error) = crate::ialloc::ext4_write_inode_sync(inode) {
             info.i_unsynced.store(true, Ordering::Release);
             return Err(error);
