@@ -372,3 +372,31 @@ fn reads_do_not_hold_the_lock_in_the_device() {
         m.finish();
     }
 }
+
+/// An inode that was dirty when the cache let it go is on the device: an fsync after it was read back has nothing to write.
+#[test]
+fn fsync_after_the_inode_was_let_go() {
+    let source = Source::new();
+    source.file("first", &stamped_blocks(1, 4096));
+    for n in 0..1100 {
+        source.file(&format!("others/{n}"), b"x");
+    }
+    let image = Image::make(&Mkfs { inodes: 2048, ..Mkfs::default() }, Some(source.path()));
+    let m = Mount::with(&image.bytes(), IN_FLIGHT, auto());
+    let file = m.open("/first");
+    assert_eq!(write(&file, 0, Pages::new(4096, 1).bytes()), Ok(4096));
+    let written = file.f_inode().i_times();
+    drop(file);
+    for n in 0..1100 {
+        ext4_open(&m.sb, &format!("/others/{n}"), OpenFlags::empty()).expect("opening");
+    }
+    let file = m.open("/first");
+    assert!(file.f_inode().i_state().is_empty(), "it is still the dirty one: the cache let nothing go");
+    ext4_sync_file(file.f_inode(), 0, i64::MAX, false).expect("fsync");
+    let crashed = Mount::with(&m.disk.durable_image(), "ro", auto());
+    let kept = ext4_open(&crashed.sb, "/first", OpenFlags::empty()).expect("opening");
+    assert_eq!(kept.f_inode().i_times().i_mtime, written.i_mtime);
+    drop((file, kept));
+    crashed.finish();
+    m.finish();
+}

@@ -167,7 +167,9 @@ impl<F: FileSystem> SuperBlock<F> {
         if self.s_inodes.lock().len() <= keep {
             return Ok(());
         }
-        self.write_inodes()?;
+        // On the device, not in the buffer cache alone: an inode that is read back does not know that its table block is newer
+        // in memory, and its next fsync would leave that there.
+        self.for_each_dirty(|inode| F::fsync(inode, 0, i64::MAX, false))?;
         let mut at = 0;
         loop {
             // One at a time, dropped outside the spin lock: dropping frees memory.
@@ -190,6 +192,11 @@ impl<F: FileSystem> SuperBlock<F> {
     /// Brings every dirty inode's table block up to date in the buffer cache; writes nothing to
     /// the device. The first error is returned, after all were tried.
     pub fn write_inodes(&self) -> Result {
+        self.for_each_dirty(F::write_inode)
+    }
+
+    /// Calls `f` with each dirty inode. The first error is returned, after all were tried.
+    fn for_each_dirty(&self, f: impl Fn(&Inode<F>) -> Result) -> Result {
         let mut result = Ok(());
         let mut next = 0;
         loop {
@@ -203,7 +210,7 @@ impl<F: FileSystem> SuperBlock<F> {
             };
             next = inode.i_ino() + 1;
             if !inode.i_state().is_empty() {
-                result = result.and(F::write_inode(&inode));
+                result = result.and(f(&inode));
             }
         }
     }
