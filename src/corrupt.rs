@@ -105,7 +105,7 @@ macro_rules! corruptions {
             /// How many kinds there are.
             const KINDS: usize = [$( Kind::$name as usize ),*].len();
 
-            /// Which kind it is, counted from 0 and below 64.
+            /// Which kind it is, counted from 0 and below 128.
             pub(crate) fn kind(&self) -> u32 {
                 match self { $( Corrupt::$name(_) => Kind::$name as u32, )* }
             }
@@ -176,7 +176,7 @@ corruptions! {
 }
 
 // One bit each in the set of kinds that were logged.
-static_assertions::const_assert!(Corrupt::KINDS <= 64);
+static_assertions::const_assert!(Corrupt::KINDS <= 128);
 
 impl fmt::Display for Corrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,21 +7,20 @@
 
 use core::ops::ControlFlow;
 
-use kernel_shim::alloc::Arc;
 use kernel_shim::error::code::{EIO, ENOTDIR};
 use kernel_shim::fs::buffer::BufferHead;
 use kernel_shim::fs::inode::{S_IFDIR, S_IFLNK, S_IFMT};
 
-use crate::Inode;
 use crate::checksum::{ext4_dirblock_csum, ext4_dx_csum};
 use crate::corrupt::{Corrupt, Ext4Result};
 use crate::ext4::*;
 use crate::extents::ext4_ext_lookup;
 use crate::extents_status::EsStatus;
-use crate::ialloc::{Ext4InodeDisk, InodeCtx};
+use crate::iget::{Ext4InodeDisk, InodeCtx};
 use crate::indirect::ext4_ind_lookup;
 use crate::inode::ext4_map_blocks;
 use crate::sb::Ext4SbInfo;
+use crate::{IRef, Inode};
 
 /// Bytes of the shortest entry that can hold a name of `name_len` bytes.
 pub const fn ext4_dir_rec_len(name_len: usize) -> usize {
@@ -106,21 +105,21 @@ impl Node for DiskNode<'_> {
     }
 }
 
-impl<N: Node + ?Sized> Node for Arc<N> {
+impl Node for IRef {
     fn ctx(&self) -> InodeCtx<'_> {
-        (**self).ctx()
+        Node::ctx(&**self)
     }
     fn i_mode(&self) -> u32 {
-        (**self).i_mode()
+        Node::i_mode(&**self)
     }
     fn i_size(&self) -> u64 {
-        (**self).i_size()
+        Node::i_size(&**self)
     }
     fn bmap(&self, lblk: Lblk) -> Ext4Result<Option<Fsblk>> {
-        (**self).bmap(lblk)
+        Node::bmap(&**self, lblk)
     }
     fn i_data(&self) -> [u8; EXT4_I_DATA_LEN] {
-        (**self).i_data()
+        Node::i_data(&**self)
     }
 }
 

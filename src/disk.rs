@@ -13,8 +13,8 @@ le_view! {
         s_inodes_count: u32 = 0x0;
         s_blocks_count_lo: u32 = 0x4;
         s_r_blocks_count_lo: u32 = 0x8;
-        s_free_blocks_count_lo: u32 = 0xC;
-        s_free_inodes_count: u32 = 0x10;
+        s_free_blocks_count_lo / set_s_free_blocks_count_lo: u32 = 0xC;
+        s_free_inodes_count / set_s_free_inodes_count: u32 = 0x10;
         s_first_data_block: u32 = 0x14;
         s_log_block_size: u32 = 0x18;
         s_log_cluster_size: u32 = 0x1C;
@@ -38,9 +38,9 @@ le_view! {
         s_first_ino: u32 = 0x54;
         s_inode_size: u16 = 0x58;
         s_block_group_nr: u16 = 0x5A;
-        s_feature_compat: u32 = 0x5C;
-        s_feature_incompat: u32 = 0x60;
-        s_feature_ro_compat: u32 = 0x64;
+        s_feature_compat / set_s_feature_compat: u32 = 0x5C;
+        s_feature_incompat / set_s_feature_incompat: u32 = 0x60;
+        s_feature_ro_compat / set_s_feature_ro_compat: u32 = 0x64;
         s_uuid: [u8; 16] = 0x68;
         s_volume_name: [u8; 16] = 0x78;
         s_last_mounted: [u8; 64] = 0x88;
@@ -51,7 +51,7 @@ le_view! {
         s_journal_uuid: [u8; 16] = 0xD0;
         s_journal_inum: u32 = 0xE0;
         s_journal_dev: u32 = 0xE4;
-        s_last_orphan: u32 = 0xE8;
+        s_last_orphan / set_s_last_orphan: u32 = 0xE8;
         s_hash_seed: [u32; 4] = 0xEC;
         s_def_hash_version: u8 = 0xFC;
         s_jnl_backup_type: u8 = 0xFD;
@@ -62,7 +62,7 @@ le_view! {
         s_jnl_blocks: [u32; 17] = 0x10C;
         s_blocks_count_hi: u32 = 0x150;
         s_r_blocks_count_hi: u32 = 0x154;
-        s_free_blocks_count_hi: u32 = 0x158;
+        s_free_blocks_count_hi / set_s_free_blocks_count_hi: u32 = 0x158;
         s_min_extra_isize: u16 = 0x15C;
         s_want_extra_isize: u16 = 0x15E;
         s_flags: u32 = 0x160;
@@ -161,14 +161,14 @@ le_view! {
         bg_block_bitmap_lo: u32 = 0x0;
         bg_inode_bitmap_lo: u32 = 0x4;
         bg_inode_table_lo: u32 = 0x8;
-        bg_free_blocks_count_lo: u16 = 0xC;
-        bg_free_inodes_count_lo: u16 = 0xE;
-        bg_used_dirs_count_lo: u16 = 0x10;
-        bg_flags: u16 = 0x12;
+        bg_free_blocks_count_lo / set_bg_free_blocks_count_lo: u16 = 0xC;
+        bg_free_inodes_count_lo / set_bg_free_inodes_count_lo: u16 = 0xE;
+        bg_used_dirs_count_lo / set_bg_used_dirs_count_lo: u16 = 0x10;
+        bg_flags / set_bg_flags: u16 = 0x12;
         bg_exclude_bitmap_lo: u32 = 0x14;
-        bg_block_bitmap_csum_lo: u16 = 0x18;
-        bg_inode_bitmap_csum_lo: u16 = 0x1A;
-        bg_itable_unused_lo: u16 = 0x1C;
+        bg_block_bitmap_csum_lo / set_bg_block_bitmap_csum_lo: u16 = 0x18;
+        bg_inode_bitmap_csum_lo / set_bg_inode_bitmap_csum_lo: u16 = 0x1A;
+        bg_itable_unused_lo / set_bg_itable_unused_lo: u16 = 0x1C;
         bg_checksum / set_bg_checksum: u16 = 0x1E;
     }
 }
@@ -183,13 +183,13 @@ le_view! {
         bg_block_bitmap_hi: u32 = 0x0;
         bg_inode_bitmap_hi: u32 = 0x4;
         bg_inode_table_hi: u32 = 0x8;
-        bg_free_blocks_count_hi: u16 = 0xC;
-        bg_free_inodes_count_hi: u16 = 0xE;
-        bg_used_dirs_count_hi: u16 = 0x10;
-        bg_itable_unused_hi: u16 = 0x12;
+        bg_free_blocks_count_hi / set_bg_free_blocks_count_hi: u16 = 0xC;
+        bg_free_inodes_count_hi / set_bg_free_inodes_count_hi: u16 = 0xE;
+        bg_used_dirs_count_hi / set_bg_used_dirs_count_hi: u16 = 0x10;
+        bg_itable_unused_hi / set_bg_itable_unused_hi: u16 = 0x12;
         bg_exclude_bitmap_hi: u32 = 0x14;
-        bg_block_bitmap_csum_hi: u16 = 0x18;
-        bg_inode_bitmap_csum_hi: u16 = 0x1A;
+        bg_block_bitmap_csum_hi / set_bg_block_bitmap_csum_hi: u16 = 0x18;
+        bg_inode_bitmap_csum_hi / set_bg_inode_bitmap_csum_hi: u16 = 0x1A;
         bg_reserved: u32 = 0x1C;
     }
 }
@@ -249,21 +249,21 @@ le_view! {
         i_atime / set_i_atime: u32 = 0x8;
         i_ctime / set_i_ctime: u32 = 0xC;
         i_mtime / set_i_mtime: u32 = 0x10;
-        i_dtime: u32 = 0x14;
+        i_dtime / set_i_dtime: u32 = 0x14;
         i_gid / set_i_gid: u16 = 0x18;
-        i_links_count: u16 = 0x1A;
-        i_blocks_lo: u32 = 0x1C;
-        i_flags: u32 = 0x20;
+        i_links_count / set_i_links_count: u16 = 0x1A;
+        i_blocks_lo / set_i_blocks_lo: u32 = 0x1C;
+        i_flags / set_i_flags: u32 = 0x20;
         /// Low half of the change counter.
         i_disk_version / set_i_disk_version: u32 = 0x24;
         /// Root of the extent tree, or the block numbers, or a short symbolic link.
         i_block / set_i_block: [u8; 60] = 0x28;
-        i_generation: u32 = 0x64;
-        i_file_acl_lo: u32 = 0x68;
+        i_generation / set_i_generation: u32 = 0x64;
+        i_file_acl_lo / set_i_file_acl_lo: u32 = 0x68;
         i_size_high / set_i_size_high: u32 = 0x6C;
         i_obso_faddr: u32 = 0x70;
-        i_blocks_high: u16 = 0x74;
-        i_file_acl_high: u16 = 0x76;
+        i_blocks_high / set_i_blocks_high: u16 = 0x74;
+        i_file_acl_high / set_i_file_acl_high: u16 = 0x76;
         i_uid_high / set_i_uid_high: u16 = 0x78;
         i_gid_high / set_i_gid_high: u16 = 0x7A;
         i_checksum_lo / set_i_checksum_lo: u16 = 0x7C;
@@ -281,7 +281,7 @@ le_view! {
     #[doc(alias = "ext4_inode")]
     pub struct InodeExtraView[32] {
         /// Bytes in use beyond 128, this field included.
-        i_extra_isize: u16 = 0x0;
+        i_extra_isize / set_i_extra_isize: u16 = 0x0;
         i_checksum_hi / set_i_checksum_hi: u16 = 0x2;
         i_ctime_extra / set_i_ctime_extra: u32 = 0x4;
         i_mtime_extra / set_i_mtime_extra: u32 = 0x8;

@@ -37,6 +37,8 @@ pub const EXT4_ROOT_INO: Ino = Ino(2);
 pub const EXT4_RESIZE_INO: Ino = Ino(7);
 /// Inode number of the journal, unless `s_journal_inum` says otherwise.
 pub const EXT4_JOURNAL_INO: Ino = Ino(8);
+/// Most links an inode can have; a directory that has more says 1.
+pub const EXT4_LINK_MAX: u16 = 65_000;
 /// Longest name of a directory entry in bytes.
 pub const EXT4_NAME_LEN: usize = 255;
 /// `s_checksum_type` of crc32c, the only one defined.
@@ -158,9 +160,12 @@ bitflags! {
         /// `fallocate` that leaves the size alone.
         #[doc(alias = "EXT4_GET_BLOCKS_KEEP_SIZE")]
         const KEEP_SIZE = 0x0080;
-        /// The caller holds `i_data_sem`.
-        #[doc(alias = "EXT4_GET_BLOCKS_NO_LOCK")]
-        const NO_LOCK = 0x0100;
+        /// Written becomes unwritten: what ZERO_RANGE asks for.
+        #[doc(alias = "EXT4_GET_BLOCKS_CONVERT_UNWRITTEN")]
+        const CONVERT_UNWRITTEN = 0x0100;
+        /// New blocks are zeroed on the device before anybody can see them.
+        #[doc(alias = "EXT4_GET_BLOCKS_ZERO")]
+        const ZERO = 0x0200;
     }
 }
 

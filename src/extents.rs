@@ -15,8 +15,9 @@ use crate::Inode;
 use crate::checksum::ext4_extent_block_csum;
 use crate::corrupt::{Corrupt, Ext4Result};
 use crate::ext4::*;
+use crate::ext4_jbd2::Handle;
 use crate::extents_status::{EsStatus, ExtentStatus};
-use crate::ialloc::InodeCtx;
+use crate::iget::InodeCtx;
 use crate::le::Le;
 
 /// A file's block map: what `i_data_sem` protects. The root of its extent tree, or without the
@@ -36,6 +37,11 @@ impl ExtentTree {
     #[inline]
     pub fn i_data(&self) -> &[u8; EXT4_I_DATA_LEN] {
         &self.i_data
+    }
+
+    /// The same for changing it, under `i_data_sem` held for writing. The inode has to be written afterwards.
+    pub(crate) fn i_data_mut(&mut self) -> &mut [u8; EXT4_I_DATA_LEN] {
+        &mut self.i_data
     }
 
     /// Levels below the root, for a tree of extents.
@@ -297,4 +303,32 @@ pub fn ext4_ext_map_blocks(inode: &Inode, tree: &ExtentTree, map: &mut MapBlocks
     let es = ext4_ext_lookup(&ctx, tree, map.m_lblk).map_err(|error| ctx.sb.ext4_error(error))?;
     inode.i_private().i_es_tree.insert(es);
     Ok(es.answer(map))
+}
+
+/// [`ext4_map_create_blocks`](crate::inode::ext4_map_create_blocks) for an inode's extent tree, with `i_data_sem` held for writing,
+/// which `tree` was reached through. Brings the extent status cache up to date and writes the inode.
+pub fn ext4_ext_map_create_blocks(
+    handle: &mut Handle<'_>,
+    inode: &Inode,
+    tree: &mut ExtentTree,
+    map: &mut MapBlocks,
+    flags: GetBlocks,
+) -> Result<u32> {
+    let _ = (handle, inode, tree, map, flags);
+    Err(kernel_shim::error::code::EOPNOTSUPP)
+}
+
+/// Unmaps blocks `start` to before `end`, and frees them. Takes `i_data_sem` for writing, and lets it go where the handle has to
+/// be restarted: the caller keeps everybody else away by `i_mutex` and the wait for direct I/O, has put the inode on the
+/// list of orphans if it must not stay half-done, and has dropped the pages. Writes the inode. Sleeps.
+pub fn ext4_ext_remove_space(handle: &mut Handle<'_>, inode: &Inode, start: Lblk, end: Lblk) -> Result {
+    let _ = (handle, inode, start, end);
+    Err(kernel_shim::error::code::EOPNOTSUPP)
+}
+
+/// Moves all extents from `start` on by `shift` blocks, towards the end of the file if `right`, else towards its beginning, where there is
+/// a hole of that length before `start`. As [`ext4_ext_remove_space`].
+pub fn ext4_ext_shift_extents(handle: &mut Handle<'_>, inode: &Inode, start: Lblk, shift: u32, right: bool) -> Result {
+    let _ = (handle, inode, start, shift, right);
+    Err(kernel_shim::error::code::EOPNOTSUPP)
 }

@@ -24,7 +24,7 @@ pub fn ext4_sync_file(inode: &Inode, _start: i64, _end: i64, datasync: bool) -> 
         let _sync = info.i_sync.lock();
         // Released, so that whoever sees it cleared sees the lock held as well.
         info.i_unsynced.store(false, Ordering::Release);
-        if let Err(error) = crate::ialloc::ext4_write_inode_sync(inode) {
+        if let Err(error) = crate::iget::ext4_write_inode_sync(inode) {
             info.i_unsynced.store(true, Ordering::Release);
             return Err(error);
         }

@@ -9,8 +9,9 @@ use kernel_shim::testing::{Fix, reverted};
 
 use crate::dio_lock::{DioLock, Window};
 use crate::ext4::{DioMode, GetBlocks, Lblk, MapBlocks, MapFlags};
-use crate::extents::{ExtentTree, ext4_ext_map_blocks};
-use crate::indirect::ext4_ind_map_blocks;
+use crate::ext4_jbd2::Handle;
+use crate::extents::{ExtentTree, ext4_ext_map_blocks, ext4_ext_map_create_blocks};
+use crate::indirect::{ext4_ind_map_blocks, ext4_ind_map_create_blocks};
 use crate::page_io::{ext4_end_io_dio, ext4_init_io_end};
 use crate::{Inode, Kiocb, Locked, Private};
 
@@ -70,6 +71,25 @@ fn ext4_map_blocks_create(map: &MapBlocks, flags: GetBlocks, n: u32) -> Result<u
         return Err(EOPNOTSUPP);
     }
     Ok(n)
+}
+
+/// [`ext4_map_blocks`] under a handle, which allocates what is missing or converts, as `flags` say (`CREATE`, `UNINIT_EXT`, `PRE_IO`,
+/// `CONVERT`, `CONVERT_UNWRITTEN`, `ZERO`): blocks from `m_lblk` on, as many as are alike, at most `m_len`. What was allocated
+/// by this call bears [`MapFlags::NEW`]. The inode has been written under the handle when it returns.
+///
+/// Takes `i_data_sem` for writing; EOPNOTSUPP never, ENOSPC, EIO, EFSCORRUPTED. Sleeps. Credits: `ext4_chunk_trans_blocks`.
+pub fn ext4_map_create_blocks(
+    handle: &mut Handle<'_>,
+    inode: &Inode,
+    map: &mut MapBlocks,
+    flags: GetBlocks,
+) -> Result<u32> {
+    let mut tree = inode.i_private().i_data_sem.write();
+    if inode.i_private().is_extents() {
+        ext4_ext_map_create_blocks(handle, inode, &mut tree, map, flags)
+    } else {
+        ext4_ind_map_create_blocks(handle, inode, &mut tree, map, flags)
+    }
 }
 
 /// A look-up in the words of the direct-I/O layer.

@@ -63,7 +63,7 @@
 //! | fs/ext4 | here |
 //! |---|---|
 //! | file.c | [`mod@file`] |
-//! | inode.c | [`inode`]; reading and writing inodes in [`ialloc`]; tables of operations, `iget`, mount in `ops` |
+//! | inode.c | [`inode`]; reading and writing inodes in [`iget`]; tables of operations, `iget`, mount in `ops` |
 //! | page-io.c | [`page_io`] |
 //! | fsync.c | [`fsync`] |
 //! | extents.c, extents_status.c, indirect.c | [`extents`], [`extents_status`], [`indirect`] |
@@ -114,23 +114,28 @@ pub mod dir;
 pub mod disk;
 mod dx;
 pub mod ext4;
+pub mod ext4_jbd2;
 pub mod extents;
 pub mod extents_status;
 pub mod file;
 pub mod fsync;
 pub mod hash;
 pub mod ialloc;
+pub mod iget;
 pub mod indirect;
 pub mod inode;
+pub mod jbd2;
 mod le;
+pub mod mballoc;
 pub mod namei;
 mod ops;
+pub mod orphan;
 pub mod page_io;
 pub mod sb;
 pub mod sb_geometry;
 pub mod sb_options;
 
-use core::sync::atomic::AtomicBool;
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use kernel_shim::alloc::PoolBox;
 use kernel_shim::sync::{Mutex, RwSemaphore};
@@ -142,6 +147,8 @@ pub enum Ext4 {}
 
 /// `struct inode` of an ext4 file.
 pub type Inode = kernel_shim::fs::Inode<Ext4>;
+/// A counted reference to an inode.
+pub type IRef = kernel_shim::fs::IRef<Ext4>;
 /// An inode whose `i_mutex` is held.
 pub type Locked<'i> = kernel_shim::fs::Locked<'i, Ext4>;
 /// One direct I/O in flight.
@@ -163,6 +170,21 @@ pub enum Private {
     IoEnd(PoolBox<page_io::IoEnd>),
 }
 
+bitflags::bitflags! {
+    /// C's `EXT4_STATE_*`: what is known of an inode in memory only.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Ext4State: u32 {
+        /// Not yet written to its place in the table.
+        #[doc(alias = "EXT4_STATE_NEW")]
+        const NEW = 1 << 1;
+        /// Has extended attributes behind `i_extra_isize`.
+        #[doc(alias = "EXT4_STATE_XATTR")]
+        const XATTR = 1 << 2;
+        /// Metadata other than the table block was changed without a journal: fsync writes all.
+        const UNSYNCED_META = 1 << 8;
+    }
+}
+
 /// C's `struct ext4_inode_info`.
 pub struct Ext4InodeInfo {
     /// The map of the file, reached through the guard. Lock order: `i_mutex`, then this; nobody who holds it waits for
@@ -170,8 +192,8 @@ pub struct Ext4InodeInfo {
     pub i_data_sem: RwSemaphore<extents::ExtentTree>,
     /// What recent look-ups found. Has a spin lock of its own, below `i_data_sem`.
     pub i_es_tree: extents_status::ExtentStatusTree,
-    /// As on disk, flags that can change excepted.
-    pub i_flags: ext4::InodeFlags,
+    i_flags: AtomicU32,
+    i_state: AtomicU32,
     /// Seed of this inode's metadata checksums.
     pub i_csum_seed: u32,
     /// NFS generation.
@@ -180,19 +202,97 @@ pub struct Ext4InodeInfo {
     pub i_extra_isize: u16,
     /// When the file was made.
     pub i_crtime: kernel_shim::time::Timespec64,
+    /// The size on disk, in bytes: what a crash leaves. Changed with `i_data_sem` held for writing. At most `i_size`, but while
+    /// truncate is under way.
+    pub i_disksize: AtomicI64,
+    /// Disk space in units of 512 bytes.
+    pub i_blocks: AtomicU64,
+    /// Block of extended attributes, or 0. Under `xattr_sem`.
+    pub i_file_acl: AtomicU64,
+    /// Change counter.
+    pub i_version: AtomicU64,
+    /// When it was deleted; or, on the list of orphans on disk, the next one's number.
+    pub i_dtime: AtomicU32,
+    /// The transaction that last wrote the inode, for fsync.
+    pub i_sync_tid: AtomicU32,
+    /// The same for what fdatasync needs.
+    pub i_datasync_tid: AtomicU32,
+    /// Extended attributes. Below a handle, above `i_data_sem`.
+    pub xattr_sem: RwSemaphore<()>,
+    /// What the allocator keeps ready for this file.
+    pub i_prealloc: mballoc::InodePrealloc,
     /// For asynchronous writes that are not whole blocks.
     pub aio: page_io::AioInfo,
     /// Held while the inode goes to its table block, so that nobody takes "not dirty" for "on disk". Below `i_mutex`, which its
-    /// holder never waits for.
+    /// holder never waits for. For mounts without a journal.
     pub(crate) i_sync: Mutex<()>,
-    /// The table block in the buffer cache may be newer than on disk because of this inode.
+    /// The table block in the buffer cache may be newer than on disk because of this inode. For mounts without a journal.
     pub(crate) i_unsynced: AtomicBool,
 }
 
 impl Ext4InodeInfo {
+    /// What the VFS does not keep of an inode that was read from the disk, or that is being made.
+    pub fn new(disk: &iget::Ext4InodeDisk) -> Self {
+        Self {
+            i_data_sem: RwSemaphore::new(disk.tree()),
+            i_es_tree: extents_status::ExtentStatusTree::new(),
+            i_flags: AtomicU32::new(disk.i_flags.bits()),
+            i_state: AtomicU32::new(0),
+            i_csum_seed: disk.i_csum_seed,
+            i_generation: disk.i_generation,
+            i_extra_isize: disk.i_extra_isize,
+            i_crtime: disk.i_crtime,
+            i_disksize: AtomicI64::new(i64::try_from(disk.i_size).unwrap_or(i64::MAX)),
+            i_blocks: AtomicU64::new(disk.i_blocks),
+            i_file_acl: AtomicU64::new(disk.i_file_acl.0),
+            i_version: AtomicU64::new(disk.i_version),
+            i_dtime: AtomicU32::new(disk.i_dtime),
+            i_sync_tid: AtomicU32::new(0),
+            i_datasync_tid: AtomicU32::new(0),
+            xattr_sem: RwSemaphore::new(()),
+            i_prealloc: mballoc::InodePrealloc::default(),
+            aio: page_io::AioInfo::new(),
+            i_sync: Mutex::new(()),
+            i_unsynced: AtomicBool::new(false),
+        }
+    }
+
+    /// `i_flags` on disk.
+    #[inline]
+    pub fn i_flags(&self) -> ext4::InodeFlags {
+        ext4::InodeFlags::from_bits_retain(self.i_flags.load(Ordering::Relaxed))
+    }
+
+    /// C's `ext4_set_inode_flag()` and `ext4_clear_inode_flag()`. The caller holds `i_mutex`, and writes the inode.
+    pub fn set_flags(&self, flags: ext4::InodeFlags, on: bool) {
+        if on {
+            self.i_flags.fetch_or(flags.bits(), Ordering::Relaxed);
+        } else {
+            self.i_flags.fetch_and(!flags.bits(), Ordering::Relaxed);
+        }
+    }
+
+    /// C's `ext4_test_inode_state()`.
+    #[inline]
+    pub fn state(&self, state: Ext4State) -> bool {
+        self.i_state.load(Ordering::Acquire) & state.bits() != 0
+    }
+
+    /// C's `ext4_set_inode_state()`.
+    pub fn state_set(&self, state: Ext4State) {
+        self.i_state.fetch_or(state.bits(), Ordering::AcqRel);
+    }
+
+    /// Clears it; whether it was set.
+    #[doc(alias = "ext4_clear_inode_state")]
+    pub fn state_take(&self, state: Ext4State) -> bool {
+        // Most of the time there is nothing to clear.
+        self.state(state) && self.i_state.fetch_and(!state.bits(), Ordering::AcqRel) & state.bits() != 0
+    }
+
     /// Whether the file is mapped by extents: C's `ext4_test_inode_flag(inode, EXT4_INODE_EXTENTS)`.
     #[inline]
     pub fn is_extents(&self) -> bool {
-        self.i_flags.contains(ext4::InodeFlags::EXTENTS)
+        self.i_flags().contains(ext4::InodeFlags::EXTENTS)
     }
 }

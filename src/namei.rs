@@ -10,7 +10,7 @@ use crate::dir::{DirBlock, DirEntries, Node, dir_blocks, ext4_read_dirblock, is_
 use crate::dx::DxPath;
 use crate::ext4::*;
 use crate::ops::{ext4_error, ext4_iget};
-use crate::{Inode, SuperBlock};
+use crate::{IRef, SuperBlock};
 
 /// Longest path in bytes, the terminating zero of C included.
 const PATH_MAX: usize = 4096;
@@ -178,7 +178,7 @@ pub fn path_lookup<N: Node + Clone>(
 
 /// The inode at `path` of a mount, followed from the root and through symbolic links. As [`path_lookup`], with
 /// corruptions logged.
-pub fn ext4_path_lookup(sb: &Arc<SuperBlock>, path: &[u8]) -> Result<Arc<Inode>> {
+pub fn ext4_path_lookup(sb: &Arc<SuperBlock>, path: &[u8]) -> Result<IRef> {
     let root = ext4_iget(sb, EXT4_ROOT_INO)?;
     let found = path_lookup(&root, path, true, &mut |ino| Ok(ext4_iget(sb, ino)?));
     found.map_err(|error| ext4_error(sb, error))

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The tables of operations that C has at the ends of file.c, inode.c and super.c, and mounting.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::Ordering;
 
 use kernel_shim::alloc::{Arc, GFP_KERNEL};
 use kernel_shim::block::{Bdev, blkdev_issue_flush};
 use kernel_shim::error::{Error, Result, code::*};
 use kernel_shim::fs::{FileSystem, InodeFlags, IovIter, NewInode, OpenFlags, SbFlags};
-use kernel_shim::sync::{Mutex, RwSemaphore};
 
 use crate::corrupt::{Corrupt, Ext4Error};
 use crate::ext4::{EXT4_ROOT_INO, Ino};
-use crate::extents_status::ExtentStatusTree;
-use crate::ialloc::{Iget, ext4_read_inode};
+use crate::iget::{Iget, ext4_read_inode};
 use crate::namei::ext4_path_lookup;
-use crate::page_io::AioInfo;
 use crate::sb::{Ext4SbInfo, ext4_fill_super};
-use crate::{Ext4, Ext4InodeInfo, File, Inode, Kiocb, Locked, Private, SuperBlock};
+use crate::{Ext4, Ext4InodeInfo, File, IRef, Inode, Kiocb, Locked, Private, SuperBlock};
 
 impl FileSystem for Ext4 {
     type SbInfo = Ext4SbInfo;
@@ -52,8 +49,12 @@ impl FileSystem for Ext4 {
     fn write_inode(inode: &Inode) -> Result {
         let _sync = inode.i_private().i_sync.lock();
         inode.i_private().i_unsynced.store(true, Ordering::Release);
-        crate::ialloc::ext4_write_inode(inode)
+        crate::iget::ext4_write_inode(inode)
     }
+
+    fn evict_inode(_inode: &Arc<Inode>) {}
+
+    fn release(_file: &File, _last_writer: bool) {}
 
     fn s_maxbytes(inode: &Inode) -> i64 {
         let sbi = inode.i_sb().s_fs_info();
@@ -64,7 +65,7 @@ impl FileSystem for Ext4 {
 /// The inode with number `ino`, from the cache or read from the disk and checked. Sleeps.
 ///
 /// `ESTALE` for one that is not in use, `EFSCORRUPTED` or `EFSBADCRC` for one that cannot be, which is logged.
-pub fn ext4_iget(sb: &Arc<SuperBlock>, ino: Ino) -> Result<Arc<Inode>> {
+pub fn ext4_iget(sb: &Arc<SuperBlock>, ino: Ino) -> Result<IRef> {
     sb.iget(u64::from(ino.0), || {
         let sbi = sb.s_fs_info();
         let disk = ext4_read_inode(sbi, ino, Iget::Normal).map_err(|error| ext4_error(sb, error))?;
@@ -79,18 +80,7 @@ pub fn ext4_iget(sb: &Arc<SuperBlock>, ino: Ino) -> Result<Arc<Inode>> {
             i_size: i64::try_from(disk.i_size).map_err(|_| EFSCORRUPTED)?,
             i_flags: ext4_set_inode_flags(disk.i_flags),
             i_times: disk.i_times,
-            i_private: Ext4InodeInfo {
-                i_data_sem: RwSemaphore::new(disk.tree()),
-                i_es_tree: ExtentStatusTree::new(),
-                i_flags: disk.i_flags,
-                i_csum_seed: disk.i_csum_seed,
-                i_generation: disk.i_generation,
-                i_extra_isize: disk.i_extra_isize,
-                i_crtime: disk.i_crtime,
-                aio: AioInfo::new(),
-                i_sync: Mutex::new(()),
-                i_unsynced: AtomicBool::new(false),
-            },
+            i_private: Ext4InodeInfo::new(&disk),
         });
         Ok(Arc::new(inode, GFP_KERNEL)?)
     })

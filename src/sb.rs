@@ -12,7 +12,7 @@
 use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use kernel_shim::alloc::{GFP_KERNEL, KVec};
+use kernel_shim::alloc::{Arc, GFP_KERNEL, KVec};
 use kernel_shim::block::Bdev;
 use kernel_shim::error::Error;
 use kernel_shim::error::code::EIO;
@@ -28,8 +28,10 @@ use crate::disk::SuperBlockView;
 use crate::ext4::*;
 use crate::extents::ext4_ext_lookup;
 use crate::extents_status::EsStatus;
-use crate::ialloc::{Iget, ext4_read_inode};
+use crate::iget::{Iget, ext4_read_inode};
 use crate::indirect::ext4_ind_lookup;
+use crate::jbd2::Journal;
+use crate::mballoc::MbInfo;
 use crate::page_io::DioInfo;
 use crate::sb_options::{Errors, MountOptions};
 
@@ -49,6 +51,10 @@ pub struct Ext4SbInfo {
     pub s_options: MountOptions,
     /// What the direct-I/O engine keeps of a mount.
     pub dio: DioInfo,
+    /// What the allocator keeps of a mount.
+    pub mb: MbInfo,
+    /// None on a mount without one.
+    s_journal: Option<Arc<Journal>>,
     /// The mount was made read-only, or had to be.
     mounted_rdonly: bool,
     /// Nothing is to be written: the same, or an error has struck since.
@@ -60,7 +66,7 @@ pub struct Ext4SbInfo {
     /// The blocks that hold metadata.
     pub system_zone: SystemZone,
     /// Kinds of corruption that were logged, a bit each.
-    s_logged: AtomicU64,
+    s_logged: [AtomicU64; 2],
     s_error_count: AtomicU32,
     s_last_error: SpinLock<Option<Corrupt>>,
 }
@@ -106,12 +112,14 @@ fn fill_super(bdev: &Bdev, options: MountOptions) -> Ext4Result<Ext4SbInfo> {
         buffers,
         s_options: options,
         dio: DioInfo::new()?,
+        mb: MbInfo::default(),
+        s_journal: None,
         mounted_rdonly: rdonly,
         s_rdonly: AtomicBool::new(rdonly),
         s_sbh,
         s_group_desc,
         system_zone,
-        s_logged: AtomicU64::new(0),
+        s_logged: [const { AtomicU64::new(0) }; 2],
         s_error_count: AtomicU32::new(0),
         s_last_error: SpinLock::new(None),
     };
@@ -187,6 +195,12 @@ impl Ext4SbInfo {
         self.s_rdonly.load(Ordering::Relaxed)
     }
 
+    /// The journal, if the mount has one.
+    #[inline]
+    pub fn s_journal(&self) -> Option<&Arc<Journal>> {
+        self.s_journal.as_ref()
+    }
+
     /// Which of the three lock modes direct overwrites run in.
     #[inline]
     pub fn dio_mode(&self) -> DioMode {
@@ -217,8 +231,8 @@ impl Ext4SbInfo {
     pub fn note_corrupt(&self, corrupt: Corrupt) {
         self.s_error_count.fetch_add(1, Ordering::Relaxed);
         *self.s_last_error.lock() = Some(corrupt);
-        let bit = 1 << corrupt.kind();
-        if self.s_logged.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+        let (word, bit) = (corrupt.kind() as usize / 64 % 2, 1 << (corrupt.kind() % 64));
+        if self.s_logged[word].fetch_or(bit, Ordering::Relaxed) & bit == 0 {
             pr_err!("EXT4-fs error ({}): {corrupt}", self.bdev.name());
         }
     }

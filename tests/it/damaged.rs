@@ -13,7 +13,7 @@ mod victim;
 
 use ext4_dio::corrupt::{Corrupt, Ext4Error, Ext4Result, Refused};
 use ext4_dio::ext4::{Group, Incompat, RoCompat};
-use ext4_dio::ialloc::{Iget, ext4_read_inode};
+use ext4_dio::iget::{Iget, ext4_read_inode};
 use ext4_dio::sb::ext4_fill_super;
 use ext4_dio_tests::images::{peek, poke, ram_disk};
 use ext4_dio_tests::reader::{Reader, corrupt};

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use ext4_dio::dir::{Node, is_dx};
 use ext4_dio::disk::InodeExtraView;
 use ext4_dio::ext4::{Compat, EXT4_ROOT_INO, Incompat, Ino, InodeFlags, Lblk, RoCompat};
+use ext4_dio::ext4_jbd2::ext4_journal_start;
 use ext4_dio::extents::ext4_find_extent;
 use ext4_dio::extents_status::EsStatus;
-use ext4_dio::ialloc::{Iget, InodeUpdate, ext4_do_update_inode, ext4_read_inode};
+use ext4_dio::iget::{Iget, InodeUpdate, ext4_do_update_inode, ext4_read_inode};
 use ext4_dio::namei::{ext4_find_entry, ext4_readlink};
 use ext4_dio::sb::ext4_fill_super;
 use ext4_dio_tests::images::{FAKE_TIME, Image, Mkfs, Source, peek, stamped_blocks};
@@ -484,10 +485,13 @@ fn updated_inodes_are_what_e2fsck_and_debugfs_expect() {
             i_uid: 100_000,
             i_gid: 200_000,
             i_times,
-            i_size: Some(5),
-            i_version: Some(9),
+            i_size: 5,
+            i_version: 9,
+            ..InodeUpdate::of(&before)
         };
-        ext4_do_update_inode(&sb, ino, &update).expect("writable");
+        let mut handle = ext4_journal_start(&sb, 1).expect("writable");
+        ext4_do_update_inode(&mut handle, ino, || update).expect("writable");
+        handle.stop().expect("written");
         sb.ext4_put_super().expect("writable");
 
         let after = Image::from_bytes(&peek(&bdev, 0, (spec.size_kib << 10) as usize));
@@ -545,10 +549,7 @@ fn read_only_mounts_write_nothing() {
     let bdev = image.bdev();
     let sb = ext4_fill_super(bdev.clone(), "ro").expect("sound");
     sb.ext4_setup_super().expect("nothing to do");
-    let times = InodeTimes::default();
-    let update = InodeUpdate { i_mode: 0o40755, i_uid: 0, i_gid: 0, i_times: times, i_size: None, i_version: None };
-    let refused = ext4_do_update_inode(&sb, EXT4_ROOT_INO, &update).map(drop);
-    assert_eq!(refused.map_err(Error::from), Err(EROFS));
+    assert_eq!(ext4_journal_start(&sb, 1).map(drop), Err(EROFS));
     sb.ext4_put_super().expect("nothing to do");
     drop(sb);
     assert!(peek(&bdev, 0, image.bytes().len()) == image.bytes());

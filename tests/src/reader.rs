@@ -8,7 +8,7 @@ use ext4_dio::dir::{DiskNode, Node, ext4_readdir};
 use ext4_dio::ext4::{EXT4_ROOT_INO, Ino, InodeFlags, Lblk};
 use ext4_dio::extents::ext4_ext_lookup;
 use ext4_dio::extents_status::{EsStatus, ExtentStatus};
-use ext4_dio::ialloc::{Iget, ext4_read_inode};
+use ext4_dio::iget::{Iget, ext4_read_inode};
 use ext4_dio::indirect::ext4_ind_lookup;
 use ext4_dio::namei::{ext4_readlink, path_lookup};
 use ext4_dio::sb::{Ext4SbInfo, ext4_fill_super};

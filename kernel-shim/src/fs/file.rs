@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::super_block::{FileSystem, SbFlags};
-use super::{Inode, InodeFlags, IocbFlags};
+use super::{IRef, InodeFlags, IocbFlags};
 use crate::alloc::{Arc, GFP_KERNEL};
 use crate::error::{Result, code::*};
 use crate::mm::filemap::AddressSpace;
@@ -33,7 +33,7 @@ bitflags::bitflags! {
 pub struct File<F: FileSystem> {
     /// [`OpenFlags`], and above them the [`IocbFlags`] that they mean: one word, so that the two always agree.
     f_flags: AtomicU64,
-    f_inode: Arc<Inode<F>>,
+    f_inode: IRef<F>,
     /// The opener may keep set-user-ID bits when writing: `CAP_FSETID`.
     f_cap_fsetid: bool,
 }
@@ -48,7 +48,7 @@ impl<F: FileSystem> File<F> {
     ///
     /// [`EROFS`] for writing on a read-only mount, [`EISDIR`] for writing a directory, [`EPERM`] for writing an immutable
     /// file or an append-only one without `O_APPEND`, [`EINVAL`] for direct I/O on what is no regular file.
-    pub fn open(inode: Arc<Inode<F>>, flags: OpenFlags) -> Result<Arc<Self>> {
+    pub fn open(inode: IRef<F>, flags: OpenFlags) -> Result<Arc<Self>> {
         if flags.intersects(OpenFlags::O_WRONLY | OpenFlags::O_RDWR) {
             if inode.i_sb().s_flags().contains(SbFlags::RDONLY) {
                 return Err(EROFS);
@@ -66,6 +66,9 @@ impl<F: FileSystem> File<F> {
             return Err(EINVAL);
         }
         let f_flags = AtomicU64::new(flags_word(flags));
+        if flags.intersects(OpenFlags::O_WRONLY | OpenFlags::O_RDWR) {
+            inode.get_write_count();
+        }
         Ok(Arc::new(Self { f_flags, f_inode: inode, f_cap_fsetid: false }, GFP_KERNEL)?)
     }
 
@@ -101,7 +104,7 @@ impl<F: FileSystem> File<F> {
 
     /// The inode.
     #[inline]
-    pub fn f_inode(&self) -> &Arc<Inode<F>> {
+    pub fn f_inode(&self) -> &IRef<F> {
         &self.f_inode
     }
 
@@ -125,5 +128,13 @@ impl<F: FileSystem> File<F> {
     /// [`EBADF`] unless opened for reading.
     pub fn may_read(&self) -> Result {
         if self.f_flags().contains(OpenFlags::O_WRONLY) { Err(EBADF) } else { Ok(()) }
+    }
+}
+
+impl<F: FileSystem> Drop for File<F> {
+    fn drop(&mut self) {
+        let writable = self.f_flags().intersects(OpenFlags::O_WRONLY | OpenFlags::O_RDWR);
+        let last_writer = writable && self.f_inode.put_write_count();
+        F::release(self, last_writer);
     }
 }

@@ -5,7 +5,7 @@
 //! Lock order: `i_mutex`, then the file system's own locks, then (spin) the times.
 
 use core::ops::Deref;
-use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::super_block::{FileSystem, SbFlags, SuperBlock};
 use crate::alloc::Arc;
@@ -13,6 +13,7 @@ use crate::mm::filemap::AddressSpace;
 use crate::percpu::CacheAligned;
 use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
 use crate::time::Timespec64;
+use crate::workqueue::{Work, WorkItem};
 
 /// File type bits of [`Inode::i_mode`].
 pub const S_IFMT: u32 = 0o170_000;
@@ -22,6 +23,16 @@ pub const S_IFREG: u32 = 0o100_000;
 pub const S_IFDIR: u32 = 0o040_000;
 /// Symbolic link.
 pub const S_IFLNK: u32 = 0o120_000;
+/// Character device.
+pub const S_IFCHR: u32 = 0o020_000;
+/// Block device.
+pub const S_IFBLK: u32 = 0o060_000;
+/// Named pipe.
+pub const S_IFIFO: u32 = 0o010_000;
+/// Socket.
+pub const S_IFSOCK: u32 = 0o140_000;
+/// Only owners remove names from a directory.
+pub const S_ISVTX: u32 = 0o1_000;
 /// Set-user-ID on execution.
 pub const S_ISUID: u32 = 0o4_000;
 /// Set-group-ID on execution.
@@ -106,9 +117,15 @@ struct Hot {
     i_dio_count: AtomicI32,
 }
 
-/// An inode in memory. Lives in an [`Arc`], so that its locks never move.
+/// An inode in memory. Lives in an [`Arc`], so that its locks never move; all but the inode cache hold it by [`IRef`]s.
 pub struct Inode<F: FileSystem> {
     i_ino: u64,
+    /// [`IRef`]s.
+    i_count: AtomicUsize,
+    /// Files open for writing.
+    i_writecount: AtomicUsize,
+    /// For an eviction that has to wait for a worker.
+    i_evict: Work,
     i_mode: AtomicU32,
     i_uid: AtomicU32,
     i_gid: AtomicU32,
@@ -134,6 +151,9 @@ impl<F: FileSystem> Inode<F> {
     pub fn new(n: NewInode<F>) -> Self {
         Self {
             i_ino: n.i_ino,
+            i_count: AtomicUsize::new(0),
+            i_writecount: AtomicUsize::new(0),
+            i_evict: Work::new(),
             i_mode: AtomicU32::new(n.i_mode),
             i_uid: AtomicU32::new(n.i_uid),
             i_gid: AtomicU32::new(n.i_gid),
@@ -176,7 +196,51 @@ impl<F: FileSystem> Inode<F> {
 
     /// Hard links.
     pub fn i_nlink(&self) -> u32 {
-        self.i_nlink.load(Ordering::Relaxed)
+        self.i_nlink.load(Ordering::Acquire)
+    }
+
+    /// Sets the number of hard links. Callers hold `i_mutex`, or are the only ones who know the inode. An inode without links
+    /// goes away with its last [`IRef`].
+    #[doc(alias = "inc_nlink")]
+    #[doc(alias = "drop_nlink")]
+    #[doc(alias = "clear_nlink")]
+    pub fn set_nlink(&self, nlink: u32) {
+        self.i_nlink.store(nlink, Ordering::Release);
+    }
+
+    /// Sets type and permissions, without times. Callers hold `i_mutex`.
+    pub fn set_i_mode(&self, mode: u32) {
+        self.i_mode.store(mode, Ordering::Relaxed);
+    }
+
+    /// Sets the owner, without times. Callers hold `i_mutex`.
+    pub fn set_owner(&self, uid: u32, gid: u32) {
+        self.i_uid.store(uid, Ordering::Relaxed);
+        self.i_gid.store(gid, Ordering::Relaxed);
+    }
+
+    /// Sets the VFS's flags.
+    pub fn set_i_flags(&self, flags: InodeFlags) {
+        self.i_flags.store(flags.bits(), Ordering::Relaxed);
+    }
+
+    /// [`IRef`]s. A value that was true at some moment.
+    pub fn i_count(&self) -> usize {
+        self.i_count.load(Ordering::Acquire)
+    }
+
+    /// Files open for writing. A value that was true at some moment.
+    pub fn i_writecount(&self) -> usize {
+        self.i_writecount.load(Ordering::Acquire)
+    }
+
+    pub(super) fn get_write_count(&self) {
+        self.i_writecount.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether it was the last.
+    pub(super) fn put_write_count(&self) -> bool {
+        self.i_writecount.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
     /// log2 of the block size in bytes.
@@ -359,6 +423,90 @@ impl<F: FileSystem> Inode<F> {
         if t.i_atime != now {
             t.i_atime = now;
             self.mark_inode_dirty(InodeState::DIRTY_TIME);
+        }
+    }
+}
+
+/// A counted reference to an inode: `igrab` to clone it, `iput` to drop it. (Rust-for-Linux: `ARef<Inode>`.)
+///
+/// With the last one an inode without links goes away, for good: its blocks and its number are freed, which starts a journal handle
+/// and sleeps. So no reference that may be the last is dropped with a handle open or a lock of the file system held; where
+/// that cannot be told, [`IRef::put_deferred`] leaves it to a worker, and so does dropping it in an interrupt.
+pub struct IRef<F: FileSystem>(Arc<Inode<F>>);
+
+impl<F: FileSystem> IRef<F> {
+    /// A reference more. Called with the inode cache's lock held, or of an inode that nobody knows yet.
+    pub(super) fn new(inode: Arc<Inode<F>>) -> Self {
+        inode.i_count.fetch_add(1, Ordering::AcqRel);
+        Self(inode)
+    }
+
+    /// Drops the reference; if the inode goes away with it, in a worker.
+    #[doc(alias = "iput")]
+    pub fn put_deferred(self) {
+        let this = core::mem::ManuallyDrop::new(self);
+        // SAFETY: `this` is not used again, and not dropped.
+        let inode = unsafe { core::ptr::read(&this.0) };
+        if inode.i_count.fetch_sub(1, Ordering::AcqRel) == 1 && inode.i_nlink() == 0 {
+            iput_final(inode, true);
+        }
+    }
+
+    /// Whether both are the same inode.
+    pub fn ptr_eq(a: &Self, b: &Self) -> bool {
+        Arc::ptr_eq(&a.0, &b.0)
+    }
+}
+
+impl<F: FileSystem> Clone for IRef<F> {
+    fn clone(&self) -> Self {
+        self.0.i_count.fetch_add(1, Ordering::Relaxed);
+        Self(self.0.clone())
+    }
+}
+
+impl<F: FileSystem> Deref for IRef<F> {
+    type Target = Inode<F>;
+
+    #[inline]
+    fn deref(&self) -> &Inode<F> {
+        &self.0
+    }
+}
+
+impl<F: FileSystem> Drop for IRef<F> {
+    #[inline]
+    fn drop(&mut self) {
+        // Whoever takes the last link away holds a reference, so that one of the two sees both at 0.
+        if self.0.i_count.fetch_sub(1, Ordering::AcqRel) == 1 && self.0.i_nlink() == 0 {
+            iput_final(self.0.clone(), crate::sched::in_interrupt());
+        }
+    }
+}
+
+#[cold]
+fn iput_final<F: FileSystem>(inode: Arc<Inode<F>>, defer: bool) {
+    if defer {
+        let sb = inode.i_sb.clone();
+        // Queued already: by somebody who found it unused, too.
+        let _ = sb.s_evict_wq.queue(inode);
+        return;
+    }
+    if inode.i_sb.forget_unused(&inode) {
+        F::evict_inode(&inode);
+    }
+}
+
+impl<F: FileSystem> WorkItem for Inode<F> {
+    type Pointer = Arc<Self>;
+
+    fn work(&self) -> &Work {
+        &self.i_evict
+    }
+
+    fn run(this: Arc<Self>) {
+        if this.i_count() == 0 {
+            iput_final(this, false);
         }
     }
 }

@@ -21,7 +21,7 @@ pub mod super_block;
 
 pub use direct_io::{__blockdev_direct_IO, DioFlags, DioRequest, MapResult};
 pub use file::{File, OpenFlags};
-pub use inode::{DioCount, Inode, InodeFlags, InodeState, InodeTimes, Locked, NewInode};
+pub use inode::{DioCount, IRef, Inode, InodeFlags, InodeState, InodeTimes, Locked, NewInode};
 pub use iov_iter::{IoVec, IovIter, UserMemory};
 pub use kiocb::{IocbFlags, KiComplete, Kiocb};
 pub use super_block::{FileSystem, SbFlags, SuperBlock};

@@ -4,12 +4,13 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::direct_io::DioPool;
-use super::{Inode, IovIter, Kiocb, Locked};
+use super::{File, IRef, Inode, IovIter, Kiocb, Locked};
 use crate::alloc::{Arc, GFP_KERNEL, KVec};
 use crate::block::Bdev;
 use crate::error::Result;
 use crate::sync::{Mutex, SpinLock};
 use crate::time::Timespec64;
+use crate::workqueue::Workqueue;
 
 bitflags::bitflags! {
     /// C's `s_flags`.
@@ -69,6 +70,14 @@ pub trait FileSystem: Sized + Send + Sync + 'static {
 
     /// Largest size this file can have, in bytes.
     fn s_maxbytes(inode: &Inode<Self>) -> i64;
+
+    /// `s_op->evict_inode`: the last reference to an inode without links is gone, and nobody finds it any more: frees
+    /// its blocks and its number. Sleeps.
+    fn evict_inode(inode: &Arc<Inode<Self>>);
+
+    /// `f_op->release`: the last reference to an open file goes; `last_writer` if nobody else has the inode open for writing.
+    /// Called in any context in which a file may be dropped, completions included: it must not sleep.
+    fn release(file: &File<Self>, last_writer: bool);
 }
 
 /// A mounted file system. Lives in an [`Arc`].
@@ -83,6 +92,8 @@ pub struct SuperBlock<F: FileSystem> {
     /// Serialises the reading of inodes that are not in the cache, so that one number never has
     /// two inodes. Taken with no other lock of this layer held.
     s_iget: Mutex<()>,
+    /// For inodes whose last reference is dropped where one cannot sleep.
+    pub(super) s_evict_wq: Arc<Workqueue>,
     pub(crate) s_dio: DioPool<F>,
     s_fs_info: F::SbInfo,
 }
@@ -100,6 +111,7 @@ impl<F: FileSystem> SuperBlock<F> {
             s_bdev: bdev,
             s_inodes: SpinLock::new(KVec::with_capacity(INODES_MAX, GFP_KERNEL)?),
             s_iget: Mutex::new(()),
+            s_evict_wq: Workqueue::new("evict", 1)?,
             s_dio: DioPool::new()?,
             s_fs_info: info,
         };
@@ -140,7 +152,7 @@ impl<F: FileSystem> SuperBlock<F> {
 
     /// The inode with number `ino`, from the cache or made by `read`. Sleeps.
     #[doc(alias = "iget_locked")]
-    pub fn iget(&self, ino: u64, read: impl FnOnce() -> Result<Arc<Inode<F>>>) -> Result<Arc<Inode<F>>> {
+    pub fn iget(&self, ino: u64, read: impl FnOnce() -> Result<Arc<Inode<F>>>) -> Result<IRef<F>> {
         if let Some(inode) = self.ilookup(ino) {
             return Ok(inode);
         }
@@ -148,17 +160,54 @@ impl<F: FileSystem> SuperBlock<F> {
         if let Some(inode) = self.ilookup(ino) {
             return Ok(inode);
         }
-        let inode = read()?;
-        self.shrink_inodes(INODES_MAX - 1)?;
-        let mut inodes = self.s_inodes.lock();
-        let at = inodes.partition_point(|i| i.i_ino() < ino);
-        inodes.insert(at, inode.clone(), crate::alloc::GFP_ATOMIC)?;
-        Ok(inode)
+        self.insert_inode(read()?)
     }
 
-    fn ilookup(&self, ino: u64) -> Option<Arc<Inode<F>>> {
+    /// Adds an inode that was just made on disk, and that nobody can know yet. Sleeps.
+    #[doc(alias = "insert_inode_locked")]
+    pub fn insert_new_inode(&self, inode: Arc<Inode<F>>) -> Result<IRef<F>> {
+        let _iget = self.s_iget.lock();
+        self.insert_inode(inode)
+    }
+
+    /// Called with `s_iget` held. EEXIST if there is one of this number, which would be somebody's who thinks it is in use.
+    fn insert_inode(&self, inode: Arc<Inode<F>>) -> Result<IRef<F>> {
+        self.shrink_inodes(INODES_MAX - 1)?;
+        let mut inodes = self.s_inodes.lock();
+        match inodes.binary_search_by_key(&inode.i_ino(), |i| i.i_ino()) {
+            Ok(_) => Err(crate::error::code::EEXIST),
+            Err(at) => {
+                inodes.insert(at, inode.clone(), crate::alloc::GFP_ATOMIC)?;
+                Ok(IRef::new(inode))
+            }
+        }
+    }
+
+    /// The inode with number `ino` if it is in memory.
+    pub fn ilookup(&self, ino: u64) -> Option<IRef<F>> {
         let inodes = self.s_inodes.lock();
-        inodes.binary_search_by_key(&ino, |i| i.i_ino()).ok().map(|at| inodes[at].clone())
+        inodes.binary_search_by_key(&ino, |i| i.i_ino()).ok().map(|at| IRef::new(inodes[at].clone()))
+    }
+
+    /// Takes an inode without links that nobody refers to out of the cache. Whether the caller is the one who did.
+    pub(super) fn forget_unused(&self, inode: &Arc<Inode<F>>) -> bool {
+        let gone = {
+            let mut inodes = self.s_inodes.lock();
+            if inode.i_count() != 0 || inode.i_nlink() != 0 {
+                return false;
+            }
+            match inodes.binary_search_by_key(&inode.i_ino(), |i| i.i_ino()) {
+                Ok(at) if Arc::ptr_eq(&inodes[at], inode) => inodes.remove(at),
+                _ => return false,
+            }
+        };
+        drop(gone);
+        true
+    }
+
+    /// Sleeps until every inode whose last reference was dropped somewhere is gone.
+    pub fn drain_evictions(&self) {
+        self.s_evict_wq.drain();
     }
 
     /// Lets go of clean inodes that only the cache holds, until at most `keep` are left; dirty ones are
@@ -178,7 +227,7 @@ impl<F: FileSystem> SuperBlock<F> {
                 if inodes.len() <= keep || at >= inodes.len() {
                     return Ok(());
                 }
-                if Arc::strong_count(&inodes[at]) == 1 && inodes[at].i_state().is_empty() {
+                if inodes[at].i_count() == 0 && Arc::strong_count(&inodes[at]) == 1 && inodes[at].i_state().is_empty() {
                     inodes.remove(at)
                 } else {
                     at += 1;
@@ -204,7 +253,7 @@ impl<F: FileSystem> SuperBlock<F> {
                 let inodes = self.s_inodes.lock();
                 let at = inodes.partition_point(|i| i.i_ino() < next);
                 match inodes.get(at) {
-                    Some(inode) => inode.clone(),
+                    Some(inode) => IRef::new(inode.clone()),
                     None => return result,
                 }
             };
@@ -217,7 +266,7 @@ impl<F: FileSystem> SuperBlock<F> {
 
     /// Inodes that somebody else holds, for instance as open files.
     pub fn busy_inodes(&self) -> usize {
-        self.s_inodes.lock().iter().filter(|inode| Arc::strong_count(inode) > 1).count()
+        self.s_inodes.lock().iter().filter(|inode| inode.i_count() > 0).count()
     }
 
     /// Sleeps until no direct I/O of this mount is under way, its completion included. New ones are the caller's to keep away.
@@ -229,7 +278,7 @@ impl<F: FileSystem> SuperBlock<F> {
     pub fn evict_inodes(&self) -> usize {
         let mut busy = 0;
         while let Some(inode) = { self.s_inodes.lock().pop() } {
-            busy += usize::from(Arc::strong_count(&inode) > 1);
+            busy += usize::from(inode.i_count() > 0);
         }
         busy
     }

@@ -2,3 +2,4 @@
 //! Memory management as far as files need it.
 
 pub mod filemap;
+pub mod page_cache;

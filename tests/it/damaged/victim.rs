@@ -8,7 +8,7 @@ use ext4_dio::corrupt::{Corrupt, Ext4Result};
 use ext4_dio::dir::Node;
 use ext4_dio::ext4::{Group, Ino, Lblk};
 use ext4_dio::extents::ext4_find_extent;
-use ext4_dio::ialloc::ext4_get_inode_loc;
+use ext4_dio::iget::ext4_get_inode_loc;
 use ext4_dio_tests::images::{Image, Mkfs, Source, peek, poke, ram_disk};
 use ext4_dio_tests::reader::Reader;
 use kernel_shim::block::Bdev;
