@@ -20,6 +20,13 @@ use crate::extents_status::{EsStatus, ExtentStatus};
 use crate::iget::InodeCtx;
 use crate::le::Le;
 
+mod credits;
+
+pub use credits::{
+    ensure_or_restart, ext4_blocks_for_truncate, ext4_chunk_trans_blocks, ext4_ext_index_trans_blocks,
+    ext4_writepage_trans_blocks,
+};
+
 /// A file's block map: what `i_data_sem` protects. The root of its extent tree, or without the
 /// [`InodeFlags::EXTENTS`] flag its block numbers.
 #[derive(Clone, Debug)]
@@ -40,7 +47,7 @@ impl ExtentTree {
     }
 
     /// The same for changing it, under `i_data_sem` held for writing. The inode has to be written afterwards.
-    pub(crate) fn i_data_mut(&mut self) -> &mut [u8; EXT4_I_DATA_LEN] {
+    pub fn i_data_mut(&mut self) -> &mut [u8; EXT4_I_DATA_LEN] {
         &mut self.i_data
     }
 
@@ -303,6 +310,36 @@ pub fn ext4_ext_map_blocks(inode: &Inode, tree: &ExtentTree, map: &mut MapBlocks
     let es = ext4_ext_lookup(&ctx, tree, map.m_lblk).map_err(|error| ctx.sb.ext4_error(error))?;
     inode.i_private().i_es_tree.insert(es);
     Ok(es.answer(map))
+}
+
+/// The extent of `inode` that has `lblk`, from its beginning on; or the whole hole behind what is before `lblk`, as far as the next extent or
+/// [`EXT_MAX_BLOCKS`]. With [`ExtentStatus::end`] as the next `lblk` it goes through a file from extent to extent, which need not be
+/// the ones on disk for an indirect-mapped file.
+///
+/// Asks the map and not the cache, with `i_data_sem` held for reading. What it says may have changed when it returns, unless the caller
+/// holds `i_mutex`. EFBIG for [`EXT_MAX_BLOCKS`], EIO, EFSCORRUPTED, EFSBADCRC. Sleeps.
+pub fn ext4_ext_next(inode: &Inode, lblk: Lblk) -> Result<ExtentStatus> {
+    let tree = inode.i_private().i_data_sem.read();
+    let ctx = InodeCtx::of(inode);
+    let lookup = |lblk| {
+        let found = if inode.i_private().is_extents() {
+            ext4_ext_lookup(&ctx, &tree, lblk)
+        } else {
+            crate::indirect::ext4_ind_lookup(&ctx, &tree, lblk)
+        };
+        found.map_err(|error| ctx.sb.ext4_error(error))
+    };
+    let mut es = lookup(lblk)?;
+    // One node tells of a hole as far as itself: ask the next one, and so on, with each step forward.
+    while es.status() == EsStatus::Hole && es.end() < EXT_MAX_BLOCKS {
+        let next = lookup(Lblk(es.end()))?;
+        let start = es.lblk().0;
+        if next.status() != EsStatus::Hole {
+            return Ok(ExtentStatus::hole(start, next.lblk().0).unwrap_or(es));
+        }
+        es = ExtentStatus::hole(start, next.end()).ok_or(EIO)?;
+    }
+    Ok(es)
 }
 
 /// [`ext4_map_create_blocks`](crate::inode::ext4_map_create_blocks) for an inode's extent tree, with `i_data_sem` held for writing,
