@@ -117,6 +117,8 @@ pub mod ext4;
 pub mod ext4_jbd2;
 pub mod extents;
 pub mod extents_status;
+pub mod fallocate;
+pub mod fiemap;
 pub mod file;
 pub mod fsync;
 pub mod hash;
@@ -124,6 +126,7 @@ pub mod ialloc;
 pub mod iget;
 pub mod indirect;
 pub mod inode;
+pub mod ioctl;
 pub mod jbd2;
 mod le;
 pub mod mballoc;
@@ -134,6 +137,9 @@ pub mod page_io;
 pub mod sb;
 pub mod sb_geometry;
 pub mod sb_options;
+pub mod setattr;
+pub mod truncate;
+pub mod xattr;
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
@@ -221,6 +227,8 @@ pub struct Ext4InodeInfo {
     pub xattr_sem: RwSemaphore<()>,
     /// What the allocator keeps ready for this file.
     pub i_prealloc: mballoc::InodePrealloc,
+    /// Closed while no direct read may go without `i_mutex`.
+    pub i_dio_gate: truncate::DioGate,
     /// For asynchronous writes that are not whole blocks.
     pub aio: page_io::AioInfo,
     /// Held while the inode goes to its table block, so that nobody takes "not dirty" for "on disk". Below `i_mutex`, which its
@@ -251,6 +259,7 @@ impl Ext4InodeInfo {
             i_datasync_tid: AtomicU32::new(0),
             xattr_sem: RwSemaphore::new(()),
             i_prealloc: mballoc::InodePrealloc::default(),
+            i_dio_gate: truncate::DioGate::new(),
             aio: page_io::AioInfo::new(),
             i_sync: Mutex::new(()),
             i_unsynced: AtomicBool::new(false),
