@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `balloc.c`: block groups, their descriptors, and where both are.
+//! `balloc.c`: block groups, their descriptors and block bitmaps, and how many blocks are free.
 //!
-//! All descriptors are read, checked and kept at mount; nothing here allocates blocks yet.
+//! All descriptors are read, checked and kept at mount. A descriptor and the bitmaps it tells of are changed with the
+//! [group's lock](crate::mballoc) held, so that bitmap, checksum and counts never contradict each other for those who hold it.
 
 use kernel_shim::alloc::{GFP_KERNEL, KVec};
 use kernel_shim::error::code::EIO;
 use kernel_shim::fs::buffer::{BufferCache, BufferHead};
 
+use crate::Inode;
+use crate::bitmap::{ext4_bitmap_csum, next_clear, set_bits};
 use crate::checksum::{ext4_group_desc_crc16, ext4_group_desc_csum};
 use crate::corrupt::{Corrupt, Ext4Result};
 use crate::disk::GroupDesc;
-use crate::ext4::{Fsblk, Group, Incompat, RoCompat};
+use crate::ext4::{BgFlags, Fsblk, Group, Incompat, RoCompat};
+use crate::iget::ino_of;
+use crate::mballoc::GroupFlags;
 use crate::sb::{Ext4SbInfo, Geometry};
 
 impl Geometry {
@@ -23,6 +28,37 @@ impl Geometry {
     pub fn ext4_group_last_block_no(&self, group: Group) -> Fsblk {
         let next = self.ext4_group_first_block_no(Group(group.0.saturating_add(1)));
         Fsblk(next.0.min(self.s_blocks_count).saturating_sub(1))
+    }
+
+    /// Blocks of a group: fewer in the last one.
+    #[doc(alias = "num_clusters_in_group")]
+    pub fn blocks_in_group(&self, group: Group) -> u32 {
+        let first = self.ext4_group_first_block_no(group).0;
+        let blocks = (self.ext4_group_last_block_no(group).0 + 1).saturating_sub(first);
+        blocks.min(u64::from(self.s_blocks_per_group)) as u32
+    }
+
+    /// The group of a block, and which of the group's blocks it is; nothing for a block outside the groups.
+    pub fn ext4_get_group_no_and_offset(&self, block: Fsblk) -> Option<(Group, u32)> {
+        if block.0 >= self.s_blocks_count {
+            return None;
+        }
+        let block = block.0.checked_sub(u64::from(self.s_first_data_block))?;
+        let per_group = u64::from(self.s_blocks_per_group);
+        // Below the number of groups, and below the blocks in a group.
+        Some((Group((block / per_group) as u32), (block % per_group) as u32))
+    }
+
+    /// Whether descriptors, and with them bitmaps and tables, may say that they were never used.
+    #[doc(alias = "ext4_has_group_desc_csum")]
+    pub fn has_group_desc_csum(&self) -> bool {
+        self.s_ro_compat.intersects(RoCompat::GDT_CSUM | RoCompat::METADATA_CSUM)
+    }
+
+    /// Groups whose bitmaps and inode tables lie together, as many as there are with `FLEX_BG`; else 1.
+    #[doc(alias = "ext4_flex_bg_size")]
+    pub fn flex_bg_size(&self) -> u32 {
+        1 << self.s_log_groups_per_flex.min(31)
     }
 
     /// Blocks of a group's inode table.
@@ -97,6 +133,44 @@ impl Geometry {
         } else {
             None
         }
+    }
+
+    /// Fills the bitmap of a group no block of which was ever allocated: its own metadata are in use, and what lies beyond
+    /// its end.
+    pub(crate) fn ext4_init_block_bitmap(&self, group: Group, desc: &GroupDesc, map: &mut [u8]) {
+        let blocks = self.blocks_in_group(group);
+        map.fill(0);
+        set_bits(map, 0, self.ext4_num_base_meta_blocks(group).min(blocks));
+        let first = self.ext4_group_first_block_no(group).0;
+        // With flex_bg they may lie in other groups; those are never uninitialised.
+        let metadata = [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, self.itb_per_group())];
+        for (start, len) in metadata {
+            let from = start.0.max(first);
+            let to = start.0.saturating_add(u64::from(len)).min(first + u64::from(blocks));
+            if from < to {
+                set_bits(map, (from - first) as u32, (to - from) as u32);
+            }
+        }
+        set_bits(map, blocks, (map.len() as u32 * 8).saturating_sub(blocks));
+    }
+
+    /// Whether a bitmap that was read can be believed.
+    fn ext4_validate_block_bitmap(&self, group: Group, desc: &GroupDesc, map: &[u8]) -> Ext4Result {
+        let csum = ext4_bitmap_csum(self.s_csum_seed, map, self.s_blocks_per_group, self.s_desc_size);
+        if self.has_metadata_csum() && csum != desc.block_bitmap_csum {
+            return Err(Corrupt::BlockBitmapChecksum(group).into());
+        }
+        let first = self.ext4_group_first_block_no(group).0;
+        let blocks = self.blocks_in_group(group);
+        // With flex_bg they may be somewhere else; the free blocks are counted in any case.
+        for (start, len) in [(desc.block_bitmap, 1), (desc.inode_bitmap, 1), (desc.inode_table, self.itb_per_group())] {
+            let Some(start) = start.0.checked_sub(first).filter(|start| *start < u64::from(blocks)) else { continue };
+            let end = (start as u32).saturating_add(len).min(blocks);
+            if next_clear(map, start as u32, end) != end {
+                return Err(Corrupt::BlockBitmapSelf(group).into());
+            }
+        }
+        Ok(())
     }
 
     /// Checks one descriptor: its checksum, and that bitmaps and inode table lie where they may.
@@ -178,7 +252,115 @@ impl Ext4SbInfo {
             .and_then(GroupDesc::parse)
             .ok_or(EIO)?)
     }
+
+    /// The block with a group's descriptor, to ask the handle for. EIO for a group that does not exist.
+    pub(crate) fn group_desc_bh(&self, group: Group) -> Ext4Result<&BufferHead> {
+        Ok(self.s_group_desc.get((group.0 / self.s_desc_per_block) as usize).ok_or(EIO)?)
+    }
+
+    /// Changes a group's descriptor and gives it a new checksum. The caller holds the group's lock, got write access to
+    /// the block before, and marks it dirty afterwards. Returns the descriptor as it is now.
+    #[doc(alias = "ext4_group_desc_csum_set")]
+    pub(crate) fn change_group_desc(&self, group: Group, change: impl FnOnce(&mut GroupDesc)) -> Ext4Result<GroupDesc> {
+        let from = (group.0 % self.s_desc_per_block) as usize * usize::from(self.s_desc_size);
+        let mut block = self.group_desc_bh(group)?.write();
+        let bytes = block.get_mut(from..).and_then(|b| b.get_mut(..usize::from(self.s_desc_size))).ok_or(EIO)?;
+        let mut desc = GroupDesc::parse(bytes).ok_or(EIO)?;
+        change(&mut desc);
+        desc.store(bytes).ok_or(EIO)?;
+        if let Some(csum) = self.expected_csum(group, bytes) {
+            desc.checksum = csum;
+            desc.store(bytes).ok_or(EIO)?;
+        }
+        Ok(desc)
+    }
+
+    /// The checksum that goes into the descriptor for block bitmap `map`.
+    pub(crate) fn block_bitmap_csum(&self, map: &[u8]) -> u32 {
+        ext4_bitmap_csum(self.s_csum_seed, map, self.s_blocks_per_group, self.s_desc_size)
+    }
+
+    /// A group's block bitmap, read and checked, or made if the group was never used. Sleeps.
+    ///
+    /// EIO; corruptions of the bitmap, which are told of once: the group is taken out of service, and EFSCORRUPTED is all
+    /// one hears of it from then on.
+    pub fn ext4_read_block_bitmap(&self, group: Group) -> Ext4Result<BufferHead> {
+        let place = self.ext4_get_group_desc(group)?.block_bitmap;
+        self.read_bitmap(
+            (group, place),
+            (BgFlags::BLOCK_UNINIT, GroupFlags::BBITMAP_CORRUPT),
+            |desc, map| self.ext4_init_block_bitmap(group, desc, map),
+            |desc, map| self.ext4_validate_block_bitmap(group, desc, map),
+        )
+    }
+
+    /// A bitmap of either kind: makes it with `init` while the descriptor has the flag `uninit`, or reads and checks it; if it is
+    /// bad, the group gets the flag `corrupt`.
+    pub(crate) fn read_bitmap(
+        &self,
+        (group, place): (Group, Fsblk),
+        (uninit, corrupt): (BgFlags, GroupFlags),
+        init: impl Fn(&GroupDesc, &mut [u8]),
+        validate: impl Fn(&GroupDesc, &[u8]) -> Ext4Result,
+    ) -> Ext4Result<BufferHead> {
+        self.mb.check_group(group, corrupt)?;
+        let bh = self.buffers.getblk(place.0)?;
+        // The flag goes with the first allocation and never comes back, so this is done twice at most.
+        while !bh.verified() {
+            let unused = |desc: &GroupDesc| self.has_group_desc_csum() && desc.flags.contains(uninit);
+            if !unused(&self.ext4_get_group_desc(group)?) {
+                self.buffers.read_in(&bh)?;
+            }
+            // For writing, because between two who both find it unverified there must not be a change. The flag is looked at
+            // again, because it may have gone, and with it what the buffer cache knew.
+            let mut map = bh.write();
+            if bh.verified() {
+                break;
+            }
+            let desc = self.ext4_get_group_desc(group)?;
+            if unused(&desc) {
+                init(&desc, &mut map);
+                map.set_uptodate();
+            } else if !bh.is_uptodate() {
+                continue;
+            } else if let Err(error) = validate(&desc, &map) {
+                drop(map);
+                self.ext4_mark_group_bitmap_corrupted(group, corrupt);
+                self.ext4_error(error);
+                return Err(error);
+            }
+            bh.set_verified();
+        }
+        Ok(bh)
+    }
+
+    /// Free blocks by the descriptors, without the groups that are out of service.
+    pub fn ext4_count_free_clusters(&self) -> Ext4Result<u64> {
+        let mut free = 0;
+        for group in (0..self.s_groups_count).map(Group) {
+            if self.mb.check_group(group, GroupFlags::BBITMAP_CORRUPT).is_ok() {
+                free += u64::from(self.ext4_get_group_desc(group)?.free_clusters);
+            }
+        }
+        Ok(free)
+    }
+
+    /// Where the first block of a file should best be when nothing else says so: in the group of the inode, and for regular
+    /// files with `flex_bg` in the one behind the group that has the tables and directories.
+    pub fn ext4_inode_to_goal_block(&self, inode: &Inode) -> Fsblk {
+        let mut group = ino_of(inode).0.saturating_sub(1) / self.s_inodes_per_group;
+        if self.flex_bg_size() >= EXT4_FLEX_SIZE_DIR_ALLOC_SCHEME {
+            group &= !(self.flex_bg_size() - 1);
+            if inode.is_reg() && group + 1 < self.s_groups_count {
+                group += 1;
+            }
+        }
+        self.ext4_group_first_block_no(Group(group))
+    }
 }
+
+/// From how many groups in a flex group on directories have the first one to themselves.
+const EXT4_FLEX_SIZE_DIR_ALLOC_SCHEME: u32 = 4;
 
 #[cfg(test)]
 mod tests {

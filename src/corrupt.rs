@@ -173,6 +173,16 @@ corruptions! {
     DxLoop(Inode: Ino) EFSCORRUPTED "hash tree node is its own ancestor";
     DxBlock(Inode: Ino) EFSCORRUPTED "hash tree points outside the directory";
     DxChecksum(Inode: Ino) EFSBADCRC "hash tree node's checksum is wrong";
+    BlockBitmapChecksum(Group: Group) EFSBADCRC "block bitmap's checksum is wrong";
+    BlockBitmapSelf(Group: Group) EFSCORRUPTED "block bitmap has the group's own bitmaps or inode table as free";
+    BlockBitmapCount(Group: Group) EFSCORRUPTED "block bitmap has other than as many free blocks as the descriptor says";
+    BlockBitmapDoubleAlloc(Group: Group) EFSCORRUPTED "blocks given out are in use already, or metadata";
+    BlockBitmapDoubleFree(Group: Group) EFSCORRUPTED "blocks being freed are free already";
+    FreeSystemZone(Inode: Ino) EFSCORRUPTED "blocks being freed lie outside the file system or over its metadata";
+    InodeBitmapChecksum(Group: Group) EFSBADCRC "inode bitmap's checksum is wrong";
+    InodeBitmapCount(Group: Group) EFSCORRUPTED "descriptor says there are free inodes, and the bitmap that there are none";
+    InodeBitmapDoubleFree(Group: Group) EFSCORRUPTED "inode being freed is free already";
+    InodeDoublyAllocated(Inode: Ino) EFSCORRUPTED "inode given out as new is in use already";
 }
 
 // One bit each in the set of kinds that were logged.

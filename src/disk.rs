@@ -214,6 +214,10 @@ pub struct GroupDesc {
     pub itable_unused: u32,
     /// `bg_flags`.
     pub flags: BgFlags,
+    /// Checksum of the block bitmap; its low half in a descriptor of 32 bytes.
+    pub block_bitmap_csum: u32,
+    /// Checksum of the inode bitmap; its low half in a descriptor of 32 bytes.
+    pub inode_bitmap_csum: u32,
     /// `bg_checksum`.
     pub checksum: u16,
 }
@@ -234,8 +238,32 @@ impl GroupDesc {
             used_dirs: count(lo.bg_used_dirs_count_lo(), hi.map(|hi| hi.bg_used_dirs_count_hi())),
             itable_unused: count(lo.bg_itable_unused_lo(), hi.map(|hi| hi.bg_itable_unused_hi())),
             flags: BgFlags::from_bits_retain(lo.bg_flags()),
+            block_bitmap_csum: count(lo.bg_block_bitmap_csum_lo(), hi.map(|hi| hi.bg_block_bitmap_csum_hi())),
+            inode_bitmap_csum: count(lo.bg_inode_bitmap_csum_lo(), hi.map(|hi| hi.bg_inode_bitmap_csum_hi())),
             checksum: lo.bg_checksum(),
         })
+    }
+
+    /// Writes what changes while a file system is mounted back to the descriptor in `bytes`, its checksum included.
+    pub fn store(&self, bytes: &mut [u8]) -> Option<()> {
+        let mut lo = GroupDescLo::<&mut [u8; 32]>::at_mut(bytes, 0)?;
+        lo.set_bg_free_blocks_count_lo(self.free_clusters as u16);
+        lo.set_bg_free_inodes_count_lo(self.free_inodes as u16);
+        lo.set_bg_used_dirs_count_lo(self.used_dirs as u16);
+        lo.set_bg_itable_unused_lo(self.itable_unused as u16);
+        lo.set_bg_flags(self.flags.bits());
+        lo.set_bg_block_bitmap_csum_lo(self.block_bitmap_csum as u16);
+        lo.set_bg_inode_bitmap_csum_lo(self.inode_bitmap_csum as u16);
+        lo.set_bg_checksum(self.checksum);
+        if let Some(mut hi) = GroupDescHi::<&mut [u8; 32]>::at_mut(bytes, GroupDescLo::LEN) {
+            hi.set_bg_free_blocks_count_hi((self.free_clusters >> 16) as u16);
+            hi.set_bg_free_inodes_count_hi((self.free_inodes >> 16) as u16);
+            hi.set_bg_used_dirs_count_hi((self.used_dirs >> 16) as u16);
+            hi.set_bg_itable_unused_hi((self.itable_unused >> 16) as u16);
+            hi.set_bg_block_bitmap_csum_hi((self.block_bitmap_csum >> 16) as u16);
+            hi.set_bg_inode_bitmap_csum_hi((self.inode_bitmap_csum >> 16) as u16);
+        }
+        Some(())
     }
 }
 

@@ -106,6 +106,7 @@
 #![forbid(unsafe_code)]
 
 pub mod balloc;
+mod bitmap;
 pub mod block_validity;
 pub mod checksum;
 pub mod corrupt;

@@ -87,7 +87,7 @@ pub fn ext4_iget(sb: &Arc<SuperBlock>, ino: Ino) -> Result<IRef> {
 }
 
 /// The flags the VFS looks at.
-fn ext4_set_inode_flags(flags: crate::ext4::InodeFlags) -> InodeFlags {
+pub(crate) fn ext4_set_inode_flags(flags: crate::ext4::InodeFlags) -> InodeFlags {
     use crate::ext4::InodeFlags as Ext4;
     let mut vfs = InodeFlags::empty();
     vfs.set(InodeFlags::SYNC, flags.contains(Ext4::SYNC));

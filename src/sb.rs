@@ -105,6 +105,7 @@ fn fill_super(bdev: &Bdev, options: MountOptions) -> Ext4Result<Ext4SbInfo> {
     let s_sbh = buffers.bread(geometry.sb_block().0)?;
     let s_group_desc = geometry.read_group_descs(&buffers)?;
     let system_zone = SystemZone::setup(&geometry, &s_group_desc)?;
+    let mb = MbInfo::new(&geometry, &s_group_desc)?;
     let rdonly = options.rdonly || must_be_rdonly(bdev, &geometry);
     let sb = Ext4SbInfo {
         geometry,
@@ -112,7 +113,7 @@ fn fill_super(bdev: &Bdev, options: MountOptions) -> Ext4Result<Ext4SbInfo> {
         buffers,
         s_options: options,
         dio: DioInfo::new()?,
-        mb: MbInfo::default(),
+        mb,
         s_journal: None,
         mounted_rdonly: rdonly,
         s_rdonly: AtomicBool::new(rdonly),
@@ -279,6 +280,7 @@ impl Ext4SbInfo {
             let bytes = block.get_mut(self.sb_offset()..).and_then(|bytes| bytes.first_chunk_mut()).ok_or(EIO)?;
             let mut sb = SuperBlockView::at_mut(bytes, 0).ok_or(EIO)?;
             change(&mut sb, now);
+            self.ext4_update_super_counts(&mut sb);
             self.put_errors(&mut sb, now);
             if self.s_ro_compat.contains(RoCompat::METADATA_CSUM) {
                 let csum = ext4_superblock_csum(bytes);

@@ -61,6 +61,10 @@ pub struct Geometry {
     pub s_first_meta_bg: u32,
     /// Blocks kept behind the descriptors for more of them.
     pub s_reserved_gdt_blocks: u16,
+    /// log2 of the groups whose bitmaps and tables lie together; 0 without `FLEX_BG`.
+    pub s_log_groups_per_flex: u8,
+    /// Blocks kept for the super-user.
+    pub s_r_blocks_count: u64,
     /// With `sparse_super2`, the groups with copies of the super block.
     pub s_backup_bgs: Option<[u32; 2]>,
     /// `s_feature_compat`.
@@ -126,6 +130,8 @@ impl Geometry {
             s_gdb_count,
             s_first_meta_bg,
             s_reserved_gdt_blocks: sb.s_reserved_gdt_blocks(),
+            s_log_groups_per_flex: log_groups_per_flex(&sb),
+            s_r_blocks_count: sb.ext4_r_blocks_count(),
             s_backup_bgs: sb.compat().contains(Compat::SPARSE_SUPER2).then(|| sb.s_backup_bgs()),
             s_compat: sb.compat(),
             s_incompat: sb.incompat(),
@@ -322,6 +328,12 @@ fn check_blocks(sb: &Sb<'_>, blocksize: u32, cluster_ratio: u32, nr_sectors: u64
         return Err(Refused::InodesCount(sb.s_inodes_count()).into());
     }
     Ok(groups)
+}
+
+/// A number that makes no sense counts as none, as in Linux.
+fn log_groups_per_flex(sb: &Sb<'_>) -> u8 {
+    let log = sb.s_log_groups_per_flex();
+    if sb.incompat().contains(Incompat::FLEX_BG) && log < 32 { log } else { 0 }
 }
 
 fn csum_seed(sb: &Sb<'_>) -> u32 {
