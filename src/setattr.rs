@@ -4,7 +4,7 @@
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::time::Timespec64;
 
-use crate::IRef;
+use crate::{IRef, Inode};
 
 bitflags::bitflags! {
     /// Which fields of an [`Iattr`] count.
@@ -80,4 +80,9 @@ pub fn ext4_setattr(inode: &IRef, attr: &Iattr) -> Result {
 /// `truncate`: [`ext4_setattr`] of the size alone.
 pub fn ext4_setattr_size(inode: &IRef, size: i64) -> Result {
     ext4_setattr(inode, &Iattr { ia_valid: AttrValid::SIZE, ia_size: size, ..Iattr::default() })
+}
+
+/// Now, as far as the file system can tell.
+pub(crate) fn current_time(inode: &Inode) -> Timespec64 {
+    inode.i_sb().truncate_time(kernel_shim::time::ktime_get_coarse_real())
 }
