@@ -100,6 +100,15 @@ fn ibody_range(inode: &Inode, offset: usize) -> Option<(usize, usize)> {
     (extra != 0 && from + 8 <= size).then_some((offset + from, offset + size))
 }
 
+/// Where on the device the attributes in the inode are, and how much room there is for them, in bytes; none if there are none.
+pub(crate) fn ext4_xattr_ibody_place(inode: &Inode) -> Result<Option<(u64, u64)>> {
+    let sb = inode.i_sb().s_fs_info();
+    let (bh, offset) = ext4_get_inode_loc(sb, ino_of(inode)).map_err(|error| sb.ext4_error(error))?;
+    let Some((from, to)) = ibody_range(inode, offset) else { return Ok(None) };
+    let there = bh.read().get(from..to).is_some_and(area::has_magic);
+    Ok(there.then_some(((bh.block() << inode.i_blkbits()) + from as u64, (to - from) as u64)))
+}
+
 fn parse_ibody<'a>(inode: &Inode, copy: &'a Option<KVec<u8>>) -> Ext4Result<KVec<Entry<'a>>> {
     match copy {
         Some(copy) if area::has_magic(copy) => area::parse(ino_of(inode), Place::Inode, copy),
