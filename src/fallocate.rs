@@ -13,13 +13,14 @@ use kernel_shim::fs::{InodeFlags as VfsFlags, InodeState};
 use kernel_shim::mm::filemap::PAGE_SIZE;
 use kernel_shim::testing::trace;
 
-use crate::aops::{ext4_block_zero_page_range, filemap_write_and_wait_range};
 use crate::ext4::{EXT_INIT_MAX_LEN, GetBlocks, Lblk, MapBlocks};
 use crate::ext4_jbd2::{Handle, ext4_journal_start};
 use crate::extents::{ext4_blocks_for_truncate, ext4_chunk_trans_blocks, ext4_ext_shift_extents};
 use crate::iget::{ext4_mark_inode_dirty, ext4_mark_inode_dirty_tree};
 use crate::inode::ext4_map_create_blocks;
 use crate::mballoc::ext4_discard_preallocations;
+use crate::pagecache::{ext4_block_zero_page_range, filemap_write_and_wait_range};
+use crate::sb::Ext4SbInfo;
 use crate::setattr::{current_time, ext4_file_modified, move_size};
 use crate::truncate::{ext4_remove_space, order_data, partial_tail, size_to_lblk, stop_direct_io};
 use crate::{IRef, Inode, Locked};
@@ -144,7 +145,7 @@ fn fallocate_locked(i_mutex: &Locked<'_>, mode: Mode, keep_size: bool, range: Ra
     if mode == Mode::Allocate {
         return ext4_do_fallocate(i_mutex, range, new_size);
     }
-    let _invalidate = inode.i_mapping().invalidate_lock.write();
+    crate::pagecache::invalidate_lock(inode);
     match mode {
         Mode::Allocate => Ok(()),
         Mode::PunchHole => ext4_punch_hole(inode, range),
@@ -185,7 +186,7 @@ fn ext4_alloc_file_blocks(
         ext4_block_zero_page_range(inode, old_size, tail)?;
         zeroed = true;
     }
-    if len <= u32::from(EXT_INIT_MAX_LEN) - 1 {
+    if len < u32::from(EXT_INIT_MAX_LEN) {
         // It fits one extent: rounded up it might become two.
         flags |= GetBlocks::NO_NORMALIZE;
     }
@@ -218,6 +219,12 @@ fn ext4_alloc_file_blocks(
         }
     }
     Ok(())
+}
+
+/// After ENOSPC: whether it is worth another try, as blocks that were freed can be used now that a transaction is committed.
+fn ext4_should_retry_alloc(sb: &Ext4SbInfo, retries: &mut u32) -> bool {
+    *retries += 1;
+    *retries <= 3 && sb.s_journal().is_some_and(|journal| journal.force_commit().is_ok())
 }
 
 /// Moves both sizes up to `size`, never down, and writes the inode, with a new change time.
@@ -255,6 +262,11 @@ fn ext4_update_disksize_before_punch(inode: &Inode, range: Range) -> Result {
     written.and(stopped)
 }
 
+/// Where the page ends that has the byte before `at`.
+fn page_end(at: i64) -> i64 {
+    at.saturating_add(PAGE_SIZE as i64 - 1) / PAGE_SIZE as i64 * PAGE_SIZE as i64
+}
+
 /// Drops the pages of a range. Those that it only touches are written first: the rest of them is to be kept.
 fn ext4_truncate_page_cache_block_range(inode: &Inode, range: Range) -> Result {
     let page = PAGE_SIZE as i64;
@@ -265,7 +277,7 @@ fn ext4_truncate_page_cache_block_range(inode: &Inode, range: Range) -> Result {
     if range.end != last {
         filemap_write_and_wait_range(inode, last, last.saturating_add(page - 1))?;
     }
-    let end = range.end.checked_next_multiple_of(page).unwrap_or(i64::MAX);
+    let end = page_end(range.end);
     inode.i_mapping().invalidate_pages(first, end - 1);
     trace("pages dropped");
     Ok(())
@@ -290,7 +302,7 @@ fn ext4_zero_partial_blocks(inode: &Inode, range: Range) -> Result {
 /// `PUNCH_HOLE`. Entered, and left, with `i_mutex` and `invalidate_lock`.
 fn ext4_punch_hole(inode: &Inode, range: Range) -> Result {
     let sb = inode.i_sb().s_fs_info();
-    let (size, page) = (inode.i_size(), PAGE_SIZE as i64);
+    let size = inode.i_size();
     if range.start >= size {
         return Ok(());
     }
@@ -300,7 +312,7 @@ fn ext4_punch_hole(inode: &Inode, range: Range) -> Result {
         sb.s_bitmap_maxbytes() - i64::from(sb.s_blocksize)
     };
     // Up to the end of the page that the file ends in.
-    let past_eof = size.checked_next_multiple_of(page).unwrap_or(i64::MAX);
+    let past_eof = page_end(size);
     let end = if range.end > size { past_eof } else { range.end };
     let range = Range { start: range.start, end: end.min(max_end) };
     if range.start >= range.end {

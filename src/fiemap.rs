@@ -7,9 +7,9 @@ use kernel_shim::alloc::{GFP_KERNEL, KVec};
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::FileSystem;
 
-use crate::aops::filemap_write_and_wait_range;
 use crate::ext4::{EXT4_I_DATA_LEN, GetBlocks, Lblk, MapBlocks, MapFlags};
 use crate::inode::ext4_map_blocks;
+use crate::pagecache::filemap_write_and_wait_range;
 use crate::xattr::ext4_xattr_ibody_place;
 use crate::{Ext4, IRef, Inode};
 

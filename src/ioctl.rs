@@ -3,11 +3,11 @@
 
 use kernel_shim::error::{Result, code::*};
 
-use crate::aops::filemap_write_and_wait_range;
 use crate::ext4::InodeFlags;
 use crate::ext4_jbd2::ext4_journal_start;
 use crate::iget::ext4_mark_inode_dirty;
 use crate::ops::ext4_set_inode_flags;
+use crate::pagecache::filemap_write_and_wait_range;
 use crate::setattr::current_time;
 use crate::truncate::stop_direct_io;
 use crate::{IRef, Inode, Locked};
@@ -63,7 +63,7 @@ fn setflags_locked(i_mutex: &Locked<'_>, flags: InodeFlags) -> Result {
     if inode.is_reg() && changed.intersects(InodeFlags::JOURNAL_DATA | InodeFlags::IMMUTABLE) {
         // A write in flight began in one mode and must not end in the other (G33); an immutable file has no writes to come.
         let _gate = stop_direct_io(i_mutex);
-        let _invalidate = inode.i_mapping().invalidate_lock.write();
+        crate::pagecache::invalidate_lock(inode);
         filemap_write_and_wait_range(inode, 0, i64::MAX)?;
         if changed.contains(InodeFlags::JOURNAL_DATA) {
             inode.i_mapping().invalidate_pages(0, i64::MAX);

@@ -135,6 +135,7 @@ pub mod namei;
 mod ops;
 pub mod orphan;
 pub mod page_io;
+mod pagecache;
 pub mod sb;
 pub mod sb_geometry;
 pub mod sb_options;

@@ -8,10 +8,10 @@ use kernel_shim::fs::inode::{S_IFMT, S_ISGID, S_ISUID, S_IXGRP};
 use kernel_shim::fs::{FileSystem, InodeFlags as VfsFlags, InodeState};
 use kernel_shim::time::Timespec64;
 
-use crate::aops::ext4_block_zero_page_range;
 use crate::ext4_jbd2::{Handle, ext4_journal_start};
 use crate::iget::{ext4_mark_inode_dirty, ext4_mark_inode_dirty_tree};
 use crate::orphan::{ORPHAN_CREDITS, ext4_orphan_add, ext4_orphan_del};
+use crate::pagecache::ext4_block_zero_page_range;
 use crate::truncate::{ext4_truncate, order_data, partial_tail, stop_direct_io};
 use crate::xattr::ext4_file_remove_privs;
 use crate::{Ext4, IRef, Inode, Locked};
@@ -149,8 +149,8 @@ fn may_setattr(inode: &Inode, valid: AttrValid) -> Result {
         .union(AttrValid::ATIME_SET)
         .union(AttrValid::MTIME_SET);
     let flags = inode.i_flags();
-    let refused = flags.contains(VfsFlags::IMMUTABLE)
-        || flags.contains(VfsFlags::APPEND) && valid.intersects(NOT_WITH_APPEND);
+    let refused =
+        flags.contains(VfsFlags::IMMUTABLE) || flags.contains(VfsFlags::APPEND) && valid.intersects(NOT_WITH_APPEND);
     if refused { Err(EPERM) } else { Ok(()) }
 }
 
@@ -202,7 +202,7 @@ fn ext4_setattr_size_locked(i_mutex: &Locked<'_>, size: i64) -> Result {
     // Before the size moves: a write in flight would bring the old size back when it ends (G10), a read without a lock would
     // go on into blocks that are somebody else's (G22).
     let _gate = stop_direct_io(i_mutex);
-    let _invalidate = inode.i_mapping().invalidate_lock.write();
+    crate::pagecache::invalidate_lock(inode);
     let old = inode.i_size();
     if size > old {
         return expand(i_mutex, old, size);
@@ -210,7 +210,7 @@ fn ext4_setattr_size_locked(i_mutex: &Locked<'_>, size: i64) -> Result {
     if size < old {
         shrink(i_mutex, old, size)?;
     }
-    inode.i_mapping().truncate_pagecache(size);
+    crate::pagecache::truncate_pagecache(inode, size);
     // Also if the size is what it was: blocks that were allocated past it go.
     let done = ext4_truncate(inode);
     if done.is_err() && inode.i_nlink() > 0 {

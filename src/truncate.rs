@@ -8,7 +8,6 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::testing::trace;
 
-use crate::aops::ext4_block_zero_page_range;
 use crate::ext4::{EXT_MAX_BLOCKS, Lblk};
 use crate::ext4_jbd2::{Handle, ext4_journal_start};
 use crate::extents::{ext4_blocks_for_truncate, ext4_ext_remove_space};
@@ -16,6 +15,7 @@ use crate::iget::{ext4_mark_inode_dirty, ext4_mark_inode_dirty_tree};
 use crate::indirect::ext4_ind_remove_space;
 use crate::mballoc::ext4_discard_preallocations;
 use crate::orphan::{ORPHAN_CREDITS, ext4_orphan_add, ext4_orphan_del};
+use crate::pagecache::ext4_block_zero_page_range;
 use crate::setattr::current_time;
 use crate::{DioCount, Inode, Locked};
 
@@ -97,7 +97,6 @@ pub(crate) fn stop_direct_io<'i>(i_mutex: &Locked<'i>) -> UnlockedDioBlocked<'i>
 }
 
 /// Whether an inode has blocks that truncate could free: not if `i_data` is the target of a short symbolic link, or a device's number.
-#[doc(alias = "ext4_can_truncate")]
 fn ext4_can_truncate(inode: &Inode) -> bool {
     let info = inode.i_private();
     if inode.is_reg() || inode.is_dir() {
