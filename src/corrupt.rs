@@ -183,10 +183,6 @@ corruptions! {
     InodeBitmapCount(Group: Group) EFSCORRUPTED "descriptor says there are free inodes, and the bitmap that there are none";
     InodeBitmapDoubleFree(Group: Group) EFSCORRUPTED "inode being freed is free already";
     InodeDoublyAllocated(Inode: Ino) EFSCORRUPTED "inode given out as new is in use already";
-    XattrHeader(Inode: Ino) EFSCORRUPTED "attribute block has no magic number, or its header makes no sense";
-    XattrBlockChecksum(Inode: Ino) EFSBADCRC "attribute block's checksum is wrong";
-    XattrBlockRange(Inode: Ino) EFSCORRUPTED "attribute block lies outside the file system or over its metadata";
-    XattrEntry(Inode: Ino) EFSCORRUPTED "attribute entry or its value reaches beyond its place, or over other entries";
 }
 
 // One bit each in the set of kinds that were logged.

@@ -454,7 +454,7 @@ fn encode_blocks(sb: &Ext4SbInfo, i_blocks: u64) -> (u64, bool) {
 
 /// Computes and stores the checksum of the inode in `raw`, where there is one.
 #[doc(alias = "ext4_inode_csum_set")]
-pub(crate) fn put_inode_csum(sb: &Ext4SbInfo, ino: Ino, raw: &mut [u8], extra_isize: u16) -> Option<()> {
+fn put_inode_csum(sb: &Ext4SbInfo, ino: Ino, raw: &mut [u8], extra_isize: u16) -> Option<()> {
     if !sb.has_metadata_csum() {
         return Some(());
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `indirect.c`: the block map of files without extents, for looking up.
+//! `indirect.c`: the block map of files without extents. Looking up is here, changing it in `create` and `remove`.
 //!
 //! Twelve block numbers in the inode, then one block of block numbers, one of blocks of those, and one
 //! of those again. 0 is a hole. There are at most three steps, so nothing can go in circles.
@@ -10,11 +10,16 @@ use kernel_shim::error::code::{EFBIG, EIO};
 use crate::Inode;
 use crate::corrupt::{Corrupt, Ext4Result};
 use crate::ext4::*;
-use crate::ext4_jbd2::Handle;
 use crate::extents::ExtentTree;
 use crate::extents_status::{EsStatus, ExtentStatus};
 use crate::iget::InodeCtx;
 use crate::le::Le;
+
+mod create;
+mod remove;
+
+pub use create::ext4_ind_map_create_blocks;
+pub use remove::ext4_ind_remove_space;
 
 /// The way to a block: an index into each table, the inode's first.
 struct Offsets {
@@ -134,27 +139,6 @@ pub fn ext4_ind_map_blocks(inode: &Inode, tree: &ExtentTree, map: &mut MapBlocks
     let es = ext4_ind_lookup(&ctx, tree, map.m_lblk).map_err(|error| ctx.sb.ext4_error(error))?;
     inode.i_private().i_es_tree.insert(es);
     Ok(es.answer(map))
-}
-
-/// [`ext4_map_create_blocks`](crate::inode::ext4_map_create_blocks) for an inode's block numbers, with `i_data_sem` held for writing,
-/// which `tree` was reached through. Brings the extent status cache up to date and writes the inode.
-pub fn ext4_ind_map_create_blocks(
-    handle: &mut Handle<'_>,
-    inode: &Inode,
-    tree: &mut ExtentTree,
-    map: &mut MapBlocks,
-    flags: GetBlocks,
-) -> Result<u32> {
-    let _ = (handle, inode, tree, map, flags);
-    Err(kernel_shim::error::code::EOPNOTSUPP)
-}
-
-/// Unmaps blocks `start` to before `end`, and frees them. Takes `i_data_sem` for writing, and lets it go where the handle has to
-/// be restarted: the caller keeps everybody else away by `i_mutex` and the wait for direct I/O, has put the inode on the
-/// list of orphans if it must not stay half-done, and has dropped the pages. Writes the inode. Sleeps.
-pub fn ext4_ind_remove_space(handle: &mut Handle<'_>, inode: &Inode, start: Lblk, end: Lblk) -> Result {
-    let _ = (handle, inode, start, end);
-    Err(kernel_shim::error::code::EOPNOTSUPP)
 }
 
 #[cfg(test)]

@@ -135,7 +135,6 @@ pub mod namei;
 mod ops;
 pub mod orphan;
 pub mod page_io;
-mod pagecache;
 pub mod sb;
 pub mod sb_geometry;
 pub mod sb_options;
@@ -188,9 +187,6 @@ bitflags::bitflags! {
         /// Has extended attributes behind `i_extra_isize`.
         #[doc(alias = "EXT4_STATE_XATTR")]
         const XATTR = 1 << 2;
-        /// Known to have no `security.capability`, so that a write need not look. Changed under `xattr_sem`.
-        #[doc(alias = "S_NOSEC")]
-        const NOSEC = 1 << 7;
         /// Metadata other than the table block was changed without a journal: fsync writes all.
         const UNSYNCED_META = 1 << 8;
     }
@@ -218,6 +214,9 @@ pub struct Ext4InodeInfo {
     pub i_disksize: AtomicI64,
     /// Disk space in units of 512 bytes.
     pub i_blocks: AtomicU64,
+    /// Write-back of unwritten blocks that is under way, from before their extents are cut out (`PRE_IO`) until they are converted: as long as there
+    /// is any, no unwritten extents are merged nor zeroed in parts (G16, G29). Direct I/O is counted in `i_dio_count`.
+    pub i_unwritten: AtomicU32,
     /// Block of extended attributes, or 0. Under `xattr_sem`.
     pub i_file_acl: AtomicU64,
     /// Change counter.
@@ -257,6 +256,7 @@ impl Ext4InodeInfo {
             i_crtime: disk.i_crtime,
             i_disksize: AtomicI64::new(i64::try_from(disk.i_size).unwrap_or(i64::MAX)),
             i_blocks: AtomicU64::new(disk.i_blocks),
+            i_unwritten: AtomicU32::new(0),
             i_file_acl: AtomicU64::new(disk.i_file_acl.0),
             i_version: AtomicU64::new(disk.i_version),
             i_dtime: AtomicU32::new(disk.i_dtime),

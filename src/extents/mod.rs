@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `extents.c`: the extent tree of a file, for looking up.
+//! `extents.c`: the extent tree of a file. Looking up is here; changing it is in `tree` (nodes), `insert`, `convert`, `remove` and `shift`.
 //!
 //! A node is a header and entries sorted by logical block: extents in a leaf, pointers to nodes one level
 //! below in an index. The root is in the inode. What is read from the device is checked once, and the buffer
@@ -15,17 +15,27 @@ use crate::Inode;
 use crate::checksum::ext4_extent_block_csum;
 use crate::corrupt::{Corrupt, Ext4Result};
 use crate::ext4::*;
-use crate::ext4_jbd2::Handle;
 use crate::extents_status::{EsStatus, ExtentStatus};
 use crate::iget::InodeCtx;
 use crate::le::Le;
 
+mod convert;
 mod credits;
+mod insert;
+mod remove;
+mod shift;
+mod tree;
 
 pub use credits::{
     ensure_or_restart, ext4_blocks_for_truncate, ext4_chunk_trans_blocks, ext4_ext_index_trans_blocks,
     ext4_writepage_trans_blocks,
 };
+pub use insert::ext4_ext_map_create_blocks;
+pub(crate) use insert::ext4_issue_zeroout;
+pub use remove::ext4_ext_remove_space;
+pub(crate) use remove::{free_credits, free_flags};
+pub use shift::ext4_ext_shift_extents;
+pub(crate) use tree::finish_map_change;
 
 /// A file's block map: what `i_data_sem` protects. The root of its extent tree, or without the
 /// [`InodeFlags::EXTENTS`] flag its block numbers.
@@ -47,7 +57,7 @@ impl ExtentTree {
     }
 
     /// The same for changing it, under `i_data_sem` held for writing. The inode has to be written afterwards.
-    pub fn i_data_mut(&mut self) -> &mut [u8; EXT4_I_DATA_LEN] {
+    pub(crate) fn i_data_mut(&mut self) -> &mut [u8; EXT4_I_DATA_LEN] {
         &mut self.i_data
     }
 
@@ -340,32 +350,4 @@ pub fn ext4_ext_next(inode: &Inode, lblk: Lblk) -> Result<ExtentStatus> {
         es = ExtentStatus::hole(start, next.end()).ok_or(EIO)?;
     }
     Ok(es)
-}
-
-/// [`ext4_map_create_blocks`](crate::inode::ext4_map_create_blocks) for an inode's extent tree, with `i_data_sem` held for writing,
-/// which `tree` was reached through. Brings the extent status cache up to date and writes the inode.
-pub fn ext4_ext_map_create_blocks(
-    handle: &mut Handle<'_>,
-    inode: &Inode,
-    tree: &mut ExtentTree,
-    map: &mut MapBlocks,
-    flags: GetBlocks,
-) -> Result<u32> {
-    let _ = (handle, inode, tree, map, flags);
-    Err(kernel_shim::error::code::EOPNOTSUPP)
-}
-
-/// Unmaps blocks `start` to before `end`, and frees them. Takes `i_data_sem` for writing, and lets it go where the handle has to
-/// be restarted: the caller keeps everybody else away by `i_mutex` and the wait for direct I/O, has put the inode on the
-/// list of orphans if it must not stay half-done, and has dropped the pages. Writes the inode. Sleeps.
-pub fn ext4_ext_remove_space(handle: &mut Handle<'_>, inode: &Inode, start: Lblk, end: Lblk) -> Result {
-    let _ = (handle, inode, start, end);
-    Err(kernel_shim::error::code::EOPNOTSUPP)
-}
-
-/// Moves all extents from `start` on by `shift` blocks, towards the end of the file if `right`, else towards its beginning, where there is
-/// a hole of that length before `start`. As [`ext4_ext_remove_space`].
-pub fn ext4_ext_shift_extents(handle: &mut Handle<'_>, inode: &Inode, start: Lblk, shift: u32, right: bool) -> Result {
-    let _ = (handle, inode, start, shift, right);
-    Err(kernel_shim::error::code::EOPNOTSUPP)
 }

@@ -653,6 +653,53 @@ pub fn blkdev_issue_flush(bdev: &Bdev) -> Result {
     submit_bio_wait(bdev, bio_alloc(bdev, ReqOpf::REQ_OP_FLUSH | ReqOpf::SYNC, GFP_NOIO)?)
 }
 
+/// What [`blkdev_issue_zeroout`] writes to devices that cannot zero by themselves.
+#[repr(align(4096))]
+struct Zeroes([u8; 4096]);
+static ZEROES: Zeroes = Zeroes([0; 4096]);
+
+/// Zeroes `sectors` sectors from `sector` on, both multiples of the logical block: the device does it if it knows how, else zeros are
+/// written. Returns when it is done, maybe only in the device's cache. EIO and the device's errors. Sleeps.
+pub fn blkdev_issue_zeroout(bdev: &Bdev, sector: u64, sectors: u64) -> Result {
+    let end = sector.checked_add(sectors).ok_or(code::EIO)?;
+    if bdev.limits().write_zeroes {
+        let zeroed = zeroout(bdev, ReqOpf::REQ_OP_WRITE_ZEROES, sector..end);
+        // A file's host may not know how after all.
+        if zeroed != Err(code::EOPNOTSUPP) {
+            return zeroed;
+        }
+    }
+    zeroout(bdev, ReqOpf::REQ_OP_WRITE, sector..end)
+}
+
+fn zeroout(bdev: &Bdev, op: ReqOpf, range: core::ops::Range<u64>) -> Result {
+    let max = bdev.max_piece();
+    IoBatch::run(bdev, |batch| {
+        let mut at = range.start;
+        while at < range.end {
+            let left = u32::try_from((range.end - at) << SECTOR_SHIFT).unwrap_or(u32::MAX).min(max);
+            let mut bio = bio_alloc(bdev, op | ReqOpf::SYNC, GFP_NOIO)?;
+            bio.bi_sector = at;
+            if op == ReqOpf::REQ_OP_WRITE_ZEROES {
+                bio.set_size(left);
+            } else {
+                let mut more = true;
+                while more && bio.size() < left {
+                    let len = (left - bio.size()).min(ZEROES.0.len() as u32);
+                    // SAFETY: the memory lives for ever, and the device only reads it.
+                    more = unsafe { bio.bio_add_page(NonNull::from(&ZEROES.0).cast(), len) };
+                }
+            }
+            if bio.size() == 0 {
+                return Err(code::EIO);
+            }
+            at += u64::from(bio.size() >> SECTOR_SHIFT);
+            batch.submit(bio);
+        }
+        Ok(())
+    })
+}
+
 /// Reads `buf` from, or writes it to, `sector` (512 bytes) onwards; `opf` is a READ or a WRITE. Sleeps.
 ///
 /// The buffer may have any length that is a multiple of the logical block; it goes in as many bios as it takes, all in flight
