@@ -183,6 +183,11 @@ corruptions! {
     InodeBitmapCount(Group: Group) EFSCORRUPTED "descriptor says there are free inodes, and the bitmap that there are none";
     InodeBitmapDoubleFree(Group: Group) EFSCORRUPTED "inode being freed is free already";
     InodeDoublyAllocated(Inode: Ino) EFSCORRUPTED "inode given out as new is in use already";
+    DirDots(Inode: Ino) EFSCORRUPTED "directory does not begin with entries for itself and its parent";
+    DirNotEmptied(Inode: Ino) EFSCORRUPTED "directory's next block is allocated already";
+    DxSplit(Inode: Ino) EFSCORRUPTED "directory block is full with fewer than two names in it";
+    DirEntryOther(Inode: Ino) EFSCORRUPTED "directory entry changed under the directory's lock";
+    UnlinkedEntry(Inode: Ino) EFSCORRUPTED "directory entry leads to an inode without links";
 }
 
 // One bit each in the set of kinds that were logged.

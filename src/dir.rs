@@ -5,6 +5,8 @@
 //! are made to look like blocks with nothing but unused entries, so that reading all blocks in order
 //! finds every name whether there is a tree or not.
 
+mod readdir;
+
 use core::ops::ControlFlow;
 
 use kernel_shim::error::code::{EIO, ENOTDIR};
@@ -21,6 +23,8 @@ use crate::indirect::ext4_ind_lookup;
 use crate::inode::ext4_map_blocks;
 use crate::sb::Ext4SbInfo;
 use crate::{IRef, Inode};
+
+pub use readdir::ext4_readdir_from;
 
 /// Bytes of the shortest entry that can hold a name of `name_len` bytes.
 pub const fn ext4_dir_rec_len(name_len: usize) -> usize {
@@ -148,9 +152,9 @@ impl<'a> DirEntries<'a> {
         Self { ctx, bytes, offset: 0 }
     }
 
-    /// The entry at the current offset, unused ones too, and how long it is.
+    /// The entry at the current offset, unused ones too.
     #[doc(alias = "__ext4_check_dir_entry")]
-    fn check(&self) -> Ext4Result<(Option<DirEntry<'a>>, usize)> {
+    fn check(&self) -> Ext4Result<RawEntry<'a>> {
         let ino = self.ctx.i_ino;
         let size = self.bytes.len();
         let head = DirEntryHead::at(self.bytes, self.offset).ok_or(Corrupt::DirEntryOverrun(ino))?;
@@ -168,14 +172,46 @@ impl<'a> DirEntries<'a> {
         } else if head.inode() > self.ctx.sb.s_inodes_count {
             Corrupt::DirEntryInode(ino)
         } else {
+            let raw = RawEntry { offset: self.offset, rec_len, entry: None };
             if head.inode() == 0 {
-                return Ok((None, rec_len));
+                return Ok(raw);
             }
             let start = self.offset + DirEntryHead::LEN;
             let name = self.bytes.get(start..start + name_len).ok_or(Corrupt::DirEntryNameLen(ino))?;
-            return Ok((Some(DirEntry { inode: Ino(head.inode()), name, file_type: head.file_type() }), rec_len));
+            let entry = DirEntry { inode: Ino(head.inode()), name, file_type: head.file_type() };
+            return Ok(RawEntry { entry: Some(entry), ..raw });
         };
         Err(corrupt.into())
+    }
+}
+
+/// An entry, in use or not.
+#[derive(Clone, Copy)]
+pub(crate) struct RawEntry<'a> {
+    /// Where in the block it begins.
+    pub(crate) offset: usize,
+    /// Bytes to the next.
+    pub(crate) rec_len: usize,
+    /// What it says, if it is in use.
+    pub(crate) entry: Option<DirEntry<'a>>,
+}
+
+impl RawEntry<'_> {
+    /// How much of it is needed.
+    pub(crate) fn used_len(&self) -> usize {
+        self.entry.map_or(0, |entry| ext4_dir_rec_len(entry.name.len()))
+    }
+}
+
+impl<'a> DirEntries<'a> {
+    /// The next entry, in use or not.
+    pub(crate) fn next_raw(&mut self) -> Option<Ext4Result<RawEntry<'a>>> {
+        if self.offset >= self.bytes.len() {
+            return None;
+        }
+        let found = self.check();
+        self.offset = found.map_or(self.bytes.len(), |raw| raw.offset + raw.rec_len);
+        Some(found)
     }
 }
 
@@ -183,21 +219,13 @@ impl<'a> Iterator for DirEntries<'a> {
     type Item = Ext4Result<DirEntry<'a>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.offset < self.bytes.len() {
-            match self.check() {
-                Ok((entry, rec_len)) => {
-                    self.offset += rec_len;
-                    if let Some(entry) = entry {
-                        return Some(Ok(entry));
-                    }
-                }
-                Err(error) => {
-                    self.offset = self.bytes.len();
-                    return Some(Err(error));
-                }
+        loop {
+            match self.next_raw()? {
+                Ok(RawEntry { entry: None, .. }) => {}
+                Ok(RawEntry { entry: Some(entry), .. }) => return Some(Ok(entry)),
+                Err(error) => return Some(Err(error)),
             }
         }
-        None
     }
 }
 
@@ -277,7 +305,7 @@ fn check_dirblock_csum(ctx: &InodeCtx<'_>, bytes: &[u8]) -> Ext4Result {
 
 /// Where in a hash tree node, the root if `bytes` looks like one, the entries begin.
 #[doc(alias = "get_dx_countlimit")]
-fn dx_entries_offset(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn dx_entries_offset(bytes: &[u8]) -> Option<usize> {
     let head = DirEntryHead::at(bytes, 0)?;
     if ext4_rec_len_from_disk(head.rec_len(), bytes.len()) == bytes.len() {
         return Some(DX_NODE_ENTRIES);

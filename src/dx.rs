@@ -5,17 +5,30 @@
 //! large directories). Nodes hold hashes in order, each with the block for names from that hash on. Names
 //! with one hash may go on in the next leaf; the low bit of that leaf's hash says so.
 
+mod insert;
+
 use kernel_shim::fs::buffer::BufferHead;
 
 use crate::corrupt::{Corrupt, Ext4Result};
 use crate::dir::{DX_NODE_ENTRIES, DX_ROOT_INFO, DirBlock, Node, dir_blocks, ext4_read_dirblock};
 use crate::ext4::*;
 use crate::hash::DxHash;
+use crate::iget::InodeCtx;
+
+pub(crate) use insert::{add_dirent_to_buf, ext4_dx_add_entry, make_indexed_dir};
 
 /// Most nodes on the way to a leaf, the root included.
 const MAX_FRAMES: usize = 3;
 /// The upper bits of a block number in an entry are reserved.
 const DX_BLOCK_MASK: u32 = 0x0fff_ffff;
+
+/// How many entries a node has room for from `entries` on.
+#[doc(alias = "dx_root_limit")]
+#[doc(alias = "dx_node_limit")]
+fn dx_limit(ctx: &InodeCtx<'_>, blocksize: usize, entries: usize) -> usize {
+    let tail = if ctx.sb.has_metadata_csum() { DxTail::LEN } else { 0 };
+    blocksize.saturating_sub(tail + entries) / DxEntry::LEN
+}
 
 /// A node on the way to a leaf, and the entry that was followed.
 #[doc(alias = "dx_frame")]
@@ -26,6 +39,7 @@ struct Frame {
     /// Where its entries begin.
     entries: usize,
     count: u16,
+    limit: u16,
     at: u16,
 }
 
@@ -34,8 +48,7 @@ impl Frame {
     fn new(dir: &impl Node, bh: BufferHead, lblk: Lblk, entries: usize) -> Ext4Result<Self> {
         let ctx = dir.ctx();
         let bytes = bh.read();
-        let tail = if ctx.sb.has_metadata_csum() { DxTail::LEN } else { 0 };
-        let limit = (bytes.len() - tail).saturating_sub(entries) / DxEntry::LEN;
+        let limit = dx_limit(&ctx, bytes.len(), entries);
         let countlimit = DxCountLimit::at(&bytes, entries).ok_or(Corrupt::DxLimit(ctx.i_ino))?;
         if usize::from(countlimit.limit()) != limit {
             return Err(Corrupt::DxLimit(ctx.i_ino).into());
@@ -45,7 +58,7 @@ impl Frame {
             return Err(Corrupt::DxCount(ctx.i_ino).into());
         }
         drop(bytes);
-        Ok(Self { bh, lblk, entries, count, at: 0 })
+        Ok(Self { bh, lblk, entries, count, limit: limit as u16, at: 0 })
     }
 
     /// Follows the last entry whose hash is not above `hash`; the first has none and stands for 0.
@@ -83,18 +96,27 @@ impl Frame {
     }
 }
 
-/// The way from the root of a hash tree to the leaf for one hash, and on to the leaves behind it.
-pub(crate) struct DxPath {
-    frames: heapless::Vec<Frame, MAX_FRAMES>,
-    hash: u32,
-    /// Leaves that may still be visited: no more than the directory has blocks.
-    budget: u32,
+/// Where in the root the entries begin.
+const DX_ROOT_ENTRIES: usize = DX_ROOT_INFO + DxRootInfo::LEN;
+
+/// Most nodes on the way to a leaf on this file system.
+#[doc(alias = "ext4_dir_htree_level")]
+fn max_frames(ctx: &InodeCtx<'_>) -> usize {
+    if ctx.sb.s_incompat.contains(Incompat::LARGEDIR) { MAX_FRAMES } else { MAX_FRAMES - 1 }
 }
 
-impl DxPath {
-    /// Walks from the root down to the leaf for `name`. EIO, corruptions. Sleeps.
-    #[doc(alias = "dx_probe")]
-    pub(crate) fn probe(dir: &impl Node, name: &[u8]) -> Ext4Result<Self> {
+/// The root of a hash tree.
+pub(crate) struct DxRoot {
+    bh: BufferHead,
+    /// How names are hashed.
+    pub(crate) version: DxHash,
+    /// Nodes on the way to a leaf, the root not counted.
+    levels: usize,
+}
+
+impl DxRoot {
+    /// Reads and checks it. EIO, corruptions. Sleeps.
+    pub(crate) fn read(dir: &impl Node) -> Ext4Result<Self> {
         let ctx = dir.ctx();
         let ino = ctx.i_ino;
         let bh = ext4_read_dirblock(dir, Lblk(0), DirBlock::Index)?;
@@ -110,16 +132,37 @@ impl DxPath {
             }
             (version, usize::from(info.indirect_levels()))
         };
-        let max = if ctx.sb.s_incompat.contains(Incompat::LARGEDIR) { MAX_FRAMES } else { MAX_FRAMES - 1 };
-        if levels >= max {
+        if levels >= max_frames(&ctx) {
             return Err(Corrupt::DxLevels(ino).into());
         }
-        let hash = ctx.sb.s_hash.hash(version, name);
+        Ok(Self { bh, version, levels })
+    }
+}
+
+/// The way from the root of a hash tree to the leaf for one hash, and on to the leaves behind it.
+pub(crate) struct DxPath {
+    frames: heapless::Vec<Frame, MAX_FRAMES>,
+    hash: u32,
+    /// Leaves that may still be visited: no more than the directory has blocks.
+    budget: u32,
+}
+
+impl DxPath {
+    /// Walks from the root down to the leaf for `name`. EIO, corruptions. Sleeps.
+    #[doc(alias = "dx_probe")]
+    pub(crate) fn probe(dir: &impl Node, name: &[u8]) -> Ext4Result<Self> {
+        let root = DxRoot::read(dir)?;
+        let hash = dir.ctx().sb.s_hash.hash(root.version, name);
+        Self::walk(dir, root, hash)
+    }
+
+    /// Walks from the root down to the leaf for names with `hash`.
+    pub(crate) fn walk(dir: &impl Node, root: DxRoot, hash: u32) -> Ext4Result<Self> {
         let mut path = Self { frames: heapless::Vec::new(), hash, budget: dir_blocks(dir)? };
-        let mut frame = Frame::new(dir, bh, Lblk(0), DX_ROOT_INFO + DxRootInfo::LEN)?;
+        let mut frame = Frame::new(dir, root.bh, Lblk(0), DX_ROOT_ENTRIES)?;
         frame.search(hash);
         path.push(dir, frame)?;
-        for _ in 0..levels {
+        for _ in 0..root.levels {
             let mut frame = path.child(dir)?;
             frame.search(hash);
             path.push(dir, frame)?;
@@ -148,22 +191,30 @@ impl DxPath {
     /// Goes to the next leaf, if names with the same hash may be there.
     #[doc(alias = "ext4_htree_next_block")]
     pub(crate) fn next(&mut self, dir: &impl Node) -> Ext4Result<bool> {
+        let hash = self.hash;
+        Ok(self.advance(dir, |next| next & !1 == hash)?.is_some())
+    }
+
+    /// Goes to the next leaf, if there is one and `wanted` says so of its first hash, which is returned. The low bit of that tells
+    /// whether the leaf before may have names with the same hash. After nothing the path leads nowhere.
+    pub(crate) fn advance(&mut self, dir: &impl Node, wanted: impl FnOnce(u32) -> bool) -> Ext4Result<Option<u32>> {
         self.budget = self.budget.checked_sub(1).ok_or(Corrupt::DxLoop(dir.ctx().i_ino))?;
         let depth = self.frames.len();
         // Up to the lowest node that has another entry ...
         while self.frames.last().is_some_and(|frame| frame.at + 1 >= frame.count) {
             self.frames.pop();
         }
-        let Some(frame) = self.frames.last_mut() else { return Ok(false) };
+        let Some(frame) = self.frames.last_mut() else { return Ok(None) };
         frame.at += 1;
-        if frame.hash() & !1 != self.hash {
-            return Ok(false);
+        let hash = frame.hash();
+        if !wanted(hash) {
+            return Ok(None);
         }
         // ... and down again along the first entries.
         while self.frames.len() < depth {
             let frame = self.child(dir)?;
             self.push(dir, frame)?;
         }
-        Ok(true)
+        Ok(Some(hash))
     }
 }

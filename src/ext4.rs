@@ -65,6 +65,22 @@ pub const EXT_MAX_BLOCKS: u32 = u32::MAX;
 pub const EXT4_NDIR_BLOCKS: u32 = 12;
 /// Bytes of an inode that hold the root of its block map.
 pub const EXT4_I_DATA_LEN: usize = 60;
+/// `file_type` of a directory entry.
+pub const EXT4_FT_UNKNOWN: u8 = 0;
+/// Regular file.
+pub const EXT4_FT_REG_FILE: u8 = 1;
+/// Directory.
+pub const EXT4_FT_DIR: u8 = 2;
+/// Character device.
+pub const EXT4_FT_CHRDEV: u8 = 3;
+/// Block device.
+pub const EXT4_FT_BLKDEV: u8 = 4;
+/// Named pipe.
+pub const EXT4_FT_FIFO: u8 = 5;
+/// Socket.
+pub const EXT4_FT_SOCK: u8 = 6;
+/// Symbolic link.
+pub const EXT4_FT_SYMLINK: u8 = 7;
 /// `det_reserved_ft` of a directory block's checksum entry.
 pub const EXT4_FT_DIR_CSUM: u8 = 0xDE;
 
@@ -320,6 +336,9 @@ bitflags! {
         /// Data go through the journal.
         #[doc(alias = "EXT4_JOURNAL_DATA_FL")]
         const JOURNAL_DATA = 0x0000_4000;
+        /// Changes of a directory are synchronous.
+        #[doc(alias = "EXT4_DIRSYNC_FL")]
+        const DIRSYNC = 0x0001_0000;
         /// `i_blocks` counts file-system blocks.
         #[doc(alias = "EXT4_HUGE_FILE_FL")]
         const HUGE_FILE = 0x0004_0000;
@@ -478,11 +497,11 @@ le_view! {
     #[doc(alias = "ext4_dir_entry_2")]
     pub struct DirEntryHead[8] {
         /// 0 in an entry that is not in use.
-        inode: u32 = 0;
+        inode / set_inode: u32 = 0;
         /// Bytes to the next entry, coded; see [`ext4_rec_len_from_disk`].
-        rec_len: u16 = 4;
-        name_len: u8 = 6;
-        file_type: u8 = 7;
+        rec_len / set_rec_len: u16 = 4;
+        name_len / set_name_len: u8 = 6;
+        file_type / set_file_type: u8 = 7;
     }
 }
 
@@ -490,10 +509,10 @@ le_view! {
     /// The checksum at the end of a directory block, made to look like an unused entry.
     #[doc(alias = "ext4_dir_entry_tail")]
     pub struct DirEntryTail[12] {
-        det_reserved_zero1: u32 = 0;
-        det_rec_len: u16 = 4;
-        det_reserved_zero2: u8 = 6;
-        det_reserved_ft: u8 = 7;
+        det_reserved_zero1 / set_det_reserved_zero1: u32 = 0;
+        det_rec_len / set_det_rec_len: u16 = 4;
+        det_reserved_zero2 / set_det_reserved_zero2: u8 = 6;
+        det_reserved_ft / set_det_reserved_ft: u8 = 7;
         det_checksum / set_det_checksum: u32 = 8;
     }
 }
@@ -502,13 +521,13 @@ le_view! {
     /// What a hash tree's root says of the tree, after the entries for `.` and `..`.
     #[doc(alias = "dx_root_info")]
     pub struct DxRootInfo[8] {
-        reserved_zero: u32 = 0;
-        hash_version: u8 = 4;
+        reserved_zero / set_reserved_zero: u32 = 0;
+        hash_version / set_hash_version: u8 = 4;
         /// Bytes of this structure.
-        info_length: u8 = 5;
+        info_length / set_info_length: u8 = 5;
         /// Levels of nodes between the root and the directory's leaf blocks.
-        indirect_levels: u8 = 6;
-        unused_flags: u8 = 7;
+        indirect_levels / set_indirect_levels: u8 = 6;
+        unused_flags / set_unused_flags: u8 = 7;
     }
 }
 
@@ -516,8 +535,8 @@ le_view! {
     /// Takes the place of the hash in a hash tree node's first entry.
     #[doc(alias = "dx_countlimit")]
     pub struct DxCountLimit[4] {
-        limit: u16 = 0;
-        count: u16 = 2;
+        limit / set_limit: u16 = 0;
+        count / set_count: u16 = 2;
     }
 }
 
@@ -525,9 +544,9 @@ le_view! {
     /// An entry of a hash tree node.
     #[doc(alias = "dx_entry")]
     pub struct DxEntry[8] {
-        hash: u32 = 0;
+        hash / set_hash: u32 = 0;
         /// Logical block of the directory.
-        block: u32 = 4;
+        block / set_block: u32 = 4;
     }
 }
 
@@ -554,6 +573,11 @@ pub fn ext4_rec_len_from_disk(rec_len: u16, blocksize: usize) -> usize {
 }
 
 // ---- time stamps
+
+/// [`ext4_rec_len_from_disk`]'s inverse, for a length that is a multiple of 4 and at most the block size.
+pub fn ext4_rec_len_to_disk(len: usize, blocksize: usize) -> u16 {
+    if len == 0x1_0000 && blocksize == 0x1_0000 { u16::MAX } else { len.min(0xfffc) as u16 }
+}
 
 /// A time stamp from its two words: signed seconds, and nanoseconds over two more bits of seconds.
 /// `extra` is none where the inode has no room for it. Nanoseconds out of range read as 0, as `e2fsck` has it.

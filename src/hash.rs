@@ -7,7 +7,7 @@
 use crate::ext4::EXT2_FLAGS_UNSIGNED_HASH;
 
 /// The largest hash is kept for the end of a directory.
-const EXT4_HTREE_EOF: u32 = 0x7fff_ffff;
+pub(crate) const EXT4_HTREE_EOF: u32 = 0x7fff_ffff;
 
 /// How a file system hashes names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,15 @@ pub enum DxHash {
 }
 
 impl DxHash {
+    /// `hash_version` of a hash tree's root.
+    pub fn version(self) -> u8 {
+        match self {
+            DxHash::Legacy => 0,
+            DxHash::HalfMd4 => 1,
+            DxHash::Tea => 2,
+        }
+    }
+
     /// From `hash_version` of a hash tree's root.
     pub fn from_version(version: u8) -> Option<Self> {
         match version {
@@ -55,24 +64,39 @@ impl HashInfo {
     /// The hash of a name; the low bit is 0.
     #[doc(alias = "ext4fs_dirhash")]
     pub fn hash(&self, version: DxHash, name: &[u8]) -> u32 {
-        let hash = match version {
-            DxHash::Legacy => self.dx_hack_hash(name),
+        self.hash_pair(version, name).0
+    }
+
+    /// The hash, and a second one that tells most of those apart that have the same first.
+    ///
+    /// PORT: C has no second hash for the oldest version, and lists names that collide from a list in the open file. The
+    /// second hash is not on disk, so another version's does as well.
+    #[doc(alias = "minor_hash")]
+    pub fn hash_pair(&self, version: DxHash, name: &[u8]) -> (u32, u32) {
+        let (hash, minor) = match version {
+            DxHash::Legacy => (self.dx_hack_hash(name), self.half_md4(name)[2]),
             DxHash::HalfMd4 => {
-                let mut state = self.seed;
-                for chunk in Remaining(name, 32) {
-                    half_md4_transform(&mut state, &self.str2hashbuf(chunk));
-                }
-                state[1]
+                let state = self.half_md4(name);
+                (state[1], state[2])
             }
             DxHash::Tea => {
                 let mut state = self.seed;
                 for chunk in Remaining(name, 16) {
                     tea_transform(&mut state, &self.str2hashbuf(chunk));
                 }
-                state[0]
+                (state[0], state[1])
             }
-        } & !1;
-        if hash == EXT4_HTREE_EOF << 1 { (EXT4_HTREE_EOF - 1) << 1 } else { hash }
+        };
+        let hash = hash & !1;
+        (if hash == EXT4_HTREE_EOF << 1 { (EXT4_HTREE_EOF - 1) << 1 } else { hash }, minor)
+    }
+
+    fn half_md4(&self, name: &[u8]) -> [u32; 4] {
+        let mut state = self.seed;
+        for chunk in Remaining(name, 32) {
+            half_md4_transform(&mut state, &self.str2hashbuf(chunk));
+        }
+        state
     }
 
     /// A byte as the numbers of this file system have it.

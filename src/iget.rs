@@ -193,7 +193,7 @@ impl InodeUpdate {
             i_uid: inode.i_uid(),
             i_gid: inode.i_gid(),
             // Directories with more than fit say 1 (dir_nlink).
-            i_links_count: u16::try_from(nlink).ok().filter(|n| *n < EXT4_LINK_MAX || !inode.is_dir()).unwrap_or(1),
+            i_links_count: u16::try_from(nlink).ok().filter(|n| *n <= EXT4_LINK_MAX || !inode.is_dir()).unwrap_or(1),
             i_size: u64::try_from(info.i_disksize.load(Ordering::Acquire)).unwrap_or(0),
             i_blocks: info.i_blocks.load(Ordering::Acquire),
             i_times: inode.i_times(),

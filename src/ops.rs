@@ -11,7 +11,7 @@ use kernel_shim::fs::{FileSystem, InodeFlags, IovIter, NewInode, OpenFlags, SbFl
 use crate::corrupt::{Corrupt, Ext4Error};
 use crate::ext4::{EXT4_ROOT_INO, Ino};
 use crate::iget::{Iget, ext4_read_inode};
-use crate::namei::ext4_path_lookup;
+use crate::path::{Cred, path_open};
 use crate::sb::{Ext4SbInfo, ext4_fill_super};
 use crate::{Ext4, Ext4InodeInfo, File, IRef, Inode, Kiocb, Locked, Private, SuperBlock};
 
@@ -91,6 +91,7 @@ pub(crate) fn ext4_set_inode_flags(flags: crate::ext4::InodeFlags) -> InodeFlags
     use crate::ext4::InodeFlags as Ext4;
     let mut vfs = InodeFlags::empty();
     vfs.set(InodeFlags::SYNC, flags.contains(Ext4::SYNC));
+    vfs.set(InodeFlags::DIRSYNC, flags.contains(Ext4::DIRSYNC));
     vfs.set(InodeFlags::APPEND, flags.contains(Ext4::APPEND));
     vfs.set(InodeFlags::IMMUTABLE, flags.contains(Ext4::IMMUTABLE));
     vfs.set(InodeFlags::NOATIME, flags.contains(Ext4::NOATIME));
@@ -166,5 +167,5 @@ pub fn ext4_umount(sb: &Arc<SuperBlock>) -> Result {
 ///
 /// `ENOENT`, `ENOTDIR`, `ELOOP`, `ENAMETOOLONG` from the way there; what [`File::open`](kernel_shim::fs::File::open) has.
 pub fn ext4_open(sb: &Arc<SuperBlock>, path: &str, flags: OpenFlags) -> Result<Arc<File>> {
-    File::open(ext4_path_lookup(sb, path.as_bytes())?, flags)
+    path_open(sb, path.as_bytes(), flags, 0, &Cred::default())
 }

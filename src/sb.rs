@@ -17,7 +17,7 @@ use kernel_shim::block::Bdev;
 use kernel_shim::error::Error;
 use kernel_shim::error::code::EIO;
 use kernel_shim::fs::buffer::{BufferCache, BufferHead};
-use kernel_shim::sync::SpinLock;
+use kernel_shim::sync::{Mutex, SpinLock};
 use kernel_shim::time::{Timespec64, ktime_get_real};
 use kernel_shim::{pr_err, pr_notice, pr_warn};
 
@@ -65,6 +65,9 @@ pub struct Ext4SbInfo {
     pub(crate) s_group_desc: KVec<BufferHead>,
     /// The blocks that hold metadata.
     pub system_zone: SystemZone,
+    /// Held by whoever moves something from one directory to another, so that who is above whom stays as it is. Above every
+    /// `i_mutex`.
+    pub(crate) s_vfs_rename_mutex: Mutex<()>,
     /// Kinds of corruption that were logged, a bit each.
     s_logged: [AtomicU64; 2],
     s_error_count: AtomicU32,
@@ -120,6 +123,7 @@ fn fill_super(bdev: &Bdev, options: MountOptions) -> Ext4Result<Ext4SbInfo> {
         s_sbh,
         s_group_desc,
         system_zone,
+        s_vfs_rename_mutex: Mutex::new(()),
         s_logged: [const { AtomicU64::new(0) }; 2],
         s_error_count: AtomicU32::new(0),
         s_last_error: SpinLock::new(None),

@@ -8,7 +8,7 @@ use crate::checksum::{ext4_chksum, ext4_superblock_csum};
 use crate::corrupt::{Ext4Error, Ext4Result, Refused};
 use crate::disk::SuperBlockView;
 use crate::ext4::*;
-use crate::hash::HashInfo;
+use crate::hash::{DxHash, HashInfo};
 use crate::sb_options::{Errors, MountOptions};
 
 type Sb<'a> = SuperBlockView<&'a [u8; 1024]>;
@@ -79,6 +79,8 @@ pub struct Geometry {
     pub s_uuid: [u8; 16],
     /// How directory names are hashed.
     pub s_hash: HashInfo,
+    /// Which hash new hash trees have.
+    pub s_def_hash_version: DxHash,
     /// The journal's inode, or 0.
     pub s_journal_inum: Ino,
     /// `s_state` at mount.
@@ -139,6 +141,7 @@ impl Geometry {
             s_csum_seed: csum_seed(&sb),
             s_uuid: sb.s_uuid(),
             s_hash: HashInfo::new(sb.s_hash_seed(), sb.s_flags()),
+            s_def_hash_version: DxHash::from_version(sb.s_def_hash_version()).unwrap_or(DxHash::HalfMd4),
             s_journal_inum: Ino(if has_journal { sb.s_journal_inum() } else { 0 }),
             s_state: sb.s_state(),
             s_errors: Errors::from_super(sb.s_errors()),

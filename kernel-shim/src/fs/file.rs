@@ -17,6 +17,18 @@ bitflags::bitflags! {
         const O_WRONLY = 0o1;
         /// Read and write.
         const O_RDWR = 0o2;
+        /// Make the file if there is none.
+        const O_CREAT = 0o100;
+        /// With [`OpenFlags::O_CREAT`]: there must be none.
+        const O_EXCL = 0o200;
+        /// Cut it to nothing.
+        const O_TRUNC = 0o1_000;
+        /// It must be a directory.
+        const O_DIRECTORY = 0o200_000;
+        /// It must not be a symbolic link.
+        const O_NOFOLLOW = 0o400_000;
+        /// A new file without a name, in a directory; contains [`OpenFlags::O_DIRECTORY`].
+        const O_TMPFILE = 0o20_200_000;
         /// Each write goes to the end of the file.
         const O_APPEND = 0o2_000;
         /// Data is durable when a write returns.

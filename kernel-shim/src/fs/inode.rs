@@ -56,6 +56,9 @@ bitflags::bitflags! {
         /// No writes at all.
         #[doc(alias = "S_IMMUTABLE")]
         const IMMUTABLE = 1 << 3;
+        /// Changes of a directory are synced at once.
+        #[doc(alias = "S_DIRSYNC")]
+        const DIRSYNC = 1 << 6;
         /// Modification and change times are not kept.
         #[doc(alias = "S_NOCMTIME")]
         const NOCMTIME = 1 << 7;
@@ -300,6 +303,12 @@ impl<F: FileSystem> Inode<F> {
     #[inline]
     pub fn is_sync(&self) -> bool {
         self.i_flags().contains(InodeFlags::SYNC) || self.i_sb.s_flags().contains(SbFlags::SYNCHRONOUS)
+    }
+
+    /// Changes of a directory must be durable when they return.
+    #[doc(alias = "IS_DIRSYNC")]
+    pub fn is_dirsync(&self) -> bool {
+        self.is_sync() || self.i_flags().contains(InodeFlags::DIRSYNC)
     }
 
     // ---- i_mutex
