@@ -3,6 +3,7 @@
 
 mod boot;
 mod damaged;
+mod differential;
 mod faults;
 mod file;
 mod hunks;

@@ -90,7 +90,18 @@ fn run(command: &mut Command) -> Output {
 impl Image {
     /// Makes a file system with the files of directory `source`, if any.
     pub fn make(spec: &Mkfs, source: Option<&Path>) -> Self {
+        Self { dir: scratch() }.mke2fs(spec, source)
+    }
+
+    /// Makes a file system over `fill`, which is what blocks hold that nobody has written.
+    pub fn make_over(spec: &Mkfs, fill: u8) -> Self {
         let image = Self { dir: scratch() };
+        fs::write(image.path(), vec![fill; (spec.size_kib << 10) as usize]).expect("room for the image");
+        image.mke2fs(spec, None)
+    }
+
+    fn mke2fs(self, spec: &Mkfs, source: Option<&Path>) -> Self {
+        let image = self;
         let mut command = e2fsprogs("mke2fs");
         // mke2fs's own configuration is left out so that what a type means does not depend on the machine.
         let features = match spec.fs_type {
@@ -101,7 +112,7 @@ impl Image {
             "ext3" => "has_journal,ext_attr,resize_inode,dir_index,filetype,sparse_super,large_file",
             _ => "ext_attr,resize_inode,dir_index,filetype,sparse_super,large_file",
         };
-        let seed = "hash_seed=11111111-2222-3333-4444-555555555555,lazy_itable_init=0,lazy_journal_init=0";
+        let seed = "hash_seed=11111111-2222-3333-4444-555555555555,lazy_itable_init=0,lazy_journal_init=0,nodiscard";
         let join = |a: &str, b: &str| if b.is_empty() { a.to_string() } else { format!("{a},{b}") };
         command.args(["-q", "-F", "-t", spec.fs_type]);
         command.args(["-U", "01234567-89ab-4def-8123-456789abcdef"]);

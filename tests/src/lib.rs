@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Fixtures of the hosted tests.
 
+pub mod differential;
 pub mod dio;
+pub mod generator;
 pub mod images;
+pub mod linux;
+pub mod model;
+pub mod oplang;
 pub mod reader;

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Seeded random operations on our file system, on Linux's and on a model.
+
+use ext4_dio_tests::differential::*;
+use ext4_dio_tests::generator::Theme;
+use ext4_dio_tests::images::{Mkfs, assert_clean};
+use ext4_dio_tests::linux::{self, Linux};
+use ext4_dio_tests::model::Model;
+use ext4_dio_tests::oplang::Op;
+
+/// One of each kind of file system, with blocks of `block` bytes.
+fn kinds(block: u32) -> [Mkfs; 3] {
+    let size_kib = if block == 4096 { 32 << 10 } else { 16 << 10 };
+    let base = Mkfs { block_size: block, size_kib, inodes: 256, ..Mkfs::default() };
+    let journal: &[&str] = &["-J", "size=4"];
+    [
+        Mkfs { args: if block == 4096 { &[] } else { journal }, ..base.clone() },
+        Mkfs { features: "^has_journal", ..base.clone() },
+        Mkfs { fs_type: "ext3", inode_size: if block == 1024 { 128 } else { 256 }, ..base },
+    ]
+}
+
+fn themes(seed: u64) -> Theme {
+    [Theme::Data, Theme::Mixed, Theme::Names, Theme::Data][seed as usize % 4]
+}
+
+/// Linux does what the model says: else the model is wrong, and so is what it says of us.
+fn linux_case(case: &Case, ops: &[Op]) -> Result<(), String> {
+    let image = case.image();
+    // Seeking in files without extents does not see what Linux has yet to allocate.
+    let options = if case.tight || !case.extents() { "noatime,nodelalloc" } else { "noatime" };
+    let mut linux = Linux::mount(&image.path(), options)?;
+    let mut model = Model::new(case.expect(false));
+    run(&mut linux, &mut model, ops)?;
+    model.compare(&mut linux).map_err(|e| format!("in the end: {e}"))?;
+    linux.unmount().map_err(|e| format!("unmounting: errno {e}"))?;
+    assert_clean(&image.path());
+    Ok(())
+}
+
+#[test]
+fn linux_does_what_the_model_says() {
+    if !linux::available() {
+        return;
+    }
+    for block in [1024, 2048, 4096] {
+        for (n, mkfs) in kinds(block).into_iter().enumerate() {
+            let what = format!("linux, {block}, {} {}", mkfs.fs_type, mkfs.features);
+            seeds(&what, u64::from(block) + 10 * n as u64, 4, |seed| {
+                let (mkfs, options, tight) = (mkfs.clone(), String::new(), false);
+                check(&Case { mkfs, options, seed, theme: themes(seed), ops: ops_or(150), tight }, linux_case);
+            });
+        }
+    }
+}
