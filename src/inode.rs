@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `fs/ext4/inode.c`: from a file's blocks to the device's, and `direct_IO` with the swap of locks (hunks 2 to 4 of the patch).
 
-use kernel_shim::block::{ReqOpf, bdev_rw};
 use kernel_shim::bug_on;
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::{__blockdev_direct_IO, DioFlags, DioRequest, IovIter, MapResult, Rw};
@@ -302,27 +301,4 @@ pub fn ext4_direct_IO_read(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, offset:
     let flags = if ext4_should_dioread_nolock(inode) { DioFlags::empty() } else { DioFlags::LOCKING };
     let get_block = |lblk, len, _| ext4_get_block(inode, lblk, len);
     __blockdev_direct_IO(iocb, iter, DioRequest { rw: Rw::Read, inode, offset, flags, get_block, end_io: None })
-}
-
-/// `a_ops->readpage`: fills `page` with the file's bytes from `offset` on, zeros over holes, unwritten blocks and past the map.
-pub fn ext4_readpage(inode: &Inode, offset: i64, page: &mut [u8]) -> Result {
-    let bs = 1usize << inode.i_blkbits();
-    let bdev = inode.i_sb().s_bdev();
-    let mut lblk = offset.max(0) as u64 >> inode.i_blkbits();
-    let mut page = page;
-    while !page.is_empty() {
-        let want = page.len().div_ceil(bs) as u32;
-        let (result, len) = match ext4_get_block(inode, lblk, want)? {
-            MapResult::Mapped { pblk, len } => (Some(pblk), len.min(want)),
-            MapResult::Hole { len } => (None, len.min(want)),
-        };
-        let (now, rest) = page.split_at_mut((len as usize * bs).min(page.len()));
-        match result {
-            Some(pblk) => bdev_rw(bdev, ReqOpf::REQ_OP_READ, pblk << (inode.i_blkbits() - 9), now)?,
-            None => now.fill(0),
-        }
-        lblk += u64::from(len);
-        page = rest;
-    }
-    Ok(())
 }

@@ -105,6 +105,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod aops;
 pub mod balloc;
 mod bitmap;
 pub mod block_validity;

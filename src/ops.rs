@@ -7,6 +7,7 @@ use kernel_shim::alloc::{Arc, GFP_KERNEL};
 use kernel_shim::block::{Bdev, blkdev_issue_flush};
 use kernel_shim::error::{Error, Result, code::*};
 use kernel_shim::fs::{FileSystem, InodeFlags, IovIter, NewInode, OpenFlags, SbFlags};
+use kernel_shim::mm::filemap::BlockRun;
 
 use crate::corrupt::{Corrupt, Ext4Error};
 use crate::ext4::{EXT4_ROOT_INO, Ino};
@@ -38,12 +39,12 @@ impl FileSystem for Ext4 {
         crate::fsync::ext4_sync_file(inode, start, end, datasync)
     }
 
-    fn buffered_write(_: &mut Kiocb<'_>, _: &Locked<'_>, _: &mut IovIter<'_>) -> Result<usize> {
-        Err(EOPNOTSUPP)
+    fn buffered_write(iocb: &mut Kiocb<'_>, i_mutex: &Locked<'_>, iter: &mut IovIter<'_>) -> Result<usize> {
+        crate::aops::ext4_perform_write(iocb, i_mutex, iter)
     }
 
-    fn readpage(inode: &Inode, offset: i64, page: &mut [u8]) -> Result {
-        crate::inode::ext4_readpage(inode, offset, page)
+    fn get_block(inode: &Inode, lblk: u64, len: u32) -> Result<BlockRun> {
+        crate::aops::ext4_read_block(inode, lblk, len)
     }
 
     fn write_inode(inode: &Inode) -> Result {

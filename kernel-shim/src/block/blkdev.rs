@@ -590,6 +590,11 @@ impl<'a> IoBatch<'a> {
         })
     }
 
+    /// The disk.
+    pub fn bdev(&self) -> &'a Bdev {
+        self.bdev
+    }
+
     /// Submits a bio of the batch's disk. Its `bi_end_io` and `bi_private` are the batch's.
     pub fn submit(&self, mut bio: BioPtr) {
         self.pending.fetch_add(1, Ordering::Relaxed);

@@ -169,7 +169,7 @@ impl<F: FileSystem> Inode<F> {
             i_time_tick: AtomicU64::new(0),
             hot: CacheAligned(Hot { i_mutex: Mutex::new(()), i_dio_count: AtomicI32::new(0) }),
             i_dio_wait: WaitQueue::new(),
-            i_mapping: AddressSpace::new(),
+            i_mapping: AddressSpace::new(n.i_sb.s_blocksize_bits, n.i_sb.s_pages.clone()),
             i_sb: n.i_sb,
             i_private: n.i_private,
         }

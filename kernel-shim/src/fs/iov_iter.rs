@@ -63,6 +63,7 @@ pub trait UserMemory: Sync {
 /// # Invariants
 ///
 /// `here` is at most `count`, and 0 only if `count` is.
+#[derive(Clone)]
 pub struct IovIter<'a> {
     /// What comes next, and how much of what is left is there in one piece.
     base: NonNull<u8>,

@@ -8,6 +8,7 @@ use super::{File, IRef, Inode, IovIter, Kiocb, Locked};
 use crate::alloc::{Arc, GFP_KERNEL, KVec};
 use crate::block::Bdev;
 use crate::error::Result;
+use crate::mm::page_cache::{BlockRun, PageAccount};
 use crate::sync::{Mutex, SpinLock};
 use crate::time::Timespec64;
 use crate::workqueue::Workqueue;
@@ -62,8 +63,9 @@ pub trait FileSystem: Sized + Send + Sync + 'static {
     /// Buffered write of what a direct write left over. Entered and left with `i_mutex`.
     fn buffered_write(iocb: &mut Kiocb<'_, Self>, i_mutex: &Locked<'_, Self>, iter: &mut IovIter<'_>) -> Result<usize>;
 
-    /// Reads block-sized data at `offset` into `page`, zeros over holes: `a_ops->readpage`.
-    fn readpage(inode: &Inode<Self>, offset: i64, page: &mut [u8]) -> Result;
+    /// Where the data of blocks from `lblk` on is, at most `len` of them; allocates nothing. Called with a page locked, so it takes
+    /// no lock but what is below that, and starts no handle. Sleeps.
+    fn get_block(inode: &Inode<Self>, lblk: u64, len: u32) -> Result<BlockRun>;
 
     /// `s_op->write_inode`: brings the inode's table block up to date in the buffer cache.
     fn write_inode(inode: &Inode<Self>) -> Result;
@@ -95,6 +97,8 @@ pub struct SuperBlock<F: FileSystem> {
     /// For inodes whose last reference is dropped where one cannot sleep.
     pub(super) s_evict_wq: Arc<Workqueue>,
     pub(crate) s_dio: DioPool<F>,
+    /// Pages of all its files.
+    pub(crate) s_pages: Arc<PageAccount>,
     s_fs_info: F::SbInfo,
 }
 
@@ -113,6 +117,7 @@ impl<F: FileSystem> SuperBlock<F> {
             s_iget: Mutex::new(()),
             s_evict_wq: Workqueue::new("evict", 1)?,
             s_dio: DioPool::new()?,
+            s_pages: Arc::new(PageAccount::default(), GFP_KERNEL)?,
             s_fs_info: info,
         };
         Ok(Arc::new(sb, GFP_KERNEL)?)
@@ -227,7 +232,7 @@ impl<F: FileSystem> SuperBlock<F> {
                 if inodes.len() <= keep || at >= inodes.len() {
                     return Ok(());
                 }
-                if inodes[at].i_count() == 0 && Arc::strong_count(&inodes[at]) == 1 && inodes[at].i_state().is_empty() {
+                if inodes[at].i_count() == 0 && Arc::strong_count(&inodes[at]) == 1 && inodes[at].i_state().is_empty() && !inodes[at].i_mapping().is_dirty() {
                     inodes.remove(at)
                 } else {
                     at += 1;
@@ -245,7 +250,7 @@ impl<F: FileSystem> SuperBlock<F> {
     }
 
     /// Calls `f` with each dirty inode. The first error is returned, after all were tried.
-    fn for_each_dirty(&self, f: impl Fn(&Inode<F>) -> Result) -> Result {
+    pub fn for_each_dirty(&self, f: impl Fn(&Inode<F>) -> Result) -> Result {
         let mut result = Ok(());
         let mut next = 0;
         loop {
@@ -258,9 +263,27 @@ impl<F: FileSystem> SuperBlock<F> {
                 }
             };
             next = inode.i_ino() + 1;
-            if !inode.i_state().is_empty() {
+            if !inode.i_state().is_empty() || inode.i_mapping().is_dirty() {
                 result = result.and(f(&inode));
             }
+        }
+    }
+
+    /// Drops clean pages of all files that were not looked at lately.
+    pub(crate) fn shrink_page_caches(&self) {
+        let mut next = 0;
+        loop {
+            let inode = {
+                let inodes = self.s_inodes.lock();
+                let at = inodes.partition_point(|i| i.i_ino() < next);
+                match inodes.get(at) {
+                    Some(inode) => IRef::new(inode.clone()),
+                    None => return,
+                }
+            };
+            next = inode.i_ino() + 1;
+            inode.i_mapping().shrink(usize::MAX);
+            inode.put_deferred();
         }
     }
 

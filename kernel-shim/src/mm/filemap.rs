@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `mm/filemap.c`: the way of a write from `f_op->write` to `a_ops->direct_IO`, and the page cache it has to stay right with.
 //!
-//! The cache itself is in [`page_cache`](super::page_cache).
+//! The cache itself is in [`page_cache`](super::page_cache), [`readahead`](super::readahead) and [`writeback`](super::writeback).
 
 use crate::error::{Result, code::*};
 use crate::fs::inode::{S_ISGID, S_ISUID, S_IXGRP};
 use crate::fs::{File, FileSystem, Inode, IocbFlags, IovIter, Kiocb, Locked};
 
-pub use super::page_cache::{AddressSpace, PAGE_SIZE, generic_file_buffered_read};
+pub use super::page_cache::{AddressSpace, BlockRun, LockedPage, PAGE_SIZE, reclaim};
+pub use super::readahead::{fill_page, generic_file_buffered_read};
+pub use super::writeback::{Writeback, WritebackMode};
 
 /// `f_op->read`: direct or buffered, as the kiocb says. [`EBADF`] unless open for reading, [`EFAULT`] for memory that may not
 /// be written.

@@ -3,3 +3,6 @@
 
 pub mod filemap;
 pub mod page_cache;
+mod page_tree;
+pub mod readahead;
+pub mod writeback;
