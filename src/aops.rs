@@ -30,9 +30,10 @@ use kernel_shim::mm::filemap::{
 
 use crate::ext4::{GetBlocks, Lblk, MapBlocks, MapFlags};
 use crate::ext4_jbd2::{Handle, ext4_journal_start};
-use crate::extents::credits::ext4_chunk_trans_blocks;
+use crate::extents::ext4_chunk_trans_blocks;
 use crate::iget::ext4_mark_inode_dirty_tree;
 use crate::inode::{ext4_map_blocks, ext4_map_create_blocks};
+use crate::truncate::{ext4_truncate, order_data};
 use crate::{Ext4State, Inode, Kiocb, Locked};
 
 /// Bytes that one handle allocates for.
@@ -108,7 +109,7 @@ pub fn ext4_perform_write(iocb: &mut Kiocb<'_>, i_mutex: &Locked<'_>, iter: &mut
         reclaim(inode);
         ext4_balance_dirty_pages(inode);
     };
-    if result.is_err() {
+    if result.is_err() && iocb.ki_pos.saturating_add(iter.count() as i64) > inode.i_size() {
         ext4_truncate_failed_write(inode);
     }
     match result {
@@ -123,7 +124,7 @@ fn ext4_zero_old_tail(inode: &Inode, old_size: i64) -> Result {
     let bs = 1i64 << inode.i_blkbits();
     match old_size % bs {
         0 => Ok(()),
-        used => ext4_block_zero_page_range(None, inode, old_size, bs - used),
+        used => ext4_block_zero_page_range(inode, old_size, bs - used),
     }
 }
 
@@ -145,7 +146,7 @@ fn ext4_truncate_failed_write(inode: &Inode) {
     let _exclusive = inode.i_mapping().invalidate_lock.write();
     inode.i_mapping().truncate_pagecache(inode.i_size());
     // If it fails they stay: unwritten, or not part of the file for its size.
-    let _ = crate::truncate::ext4_truncate(inode);
+    let _ = ext4_truncate(inode);
 }
 
 /// One stretch of a write: up to [`CHUNK`] bytes, with one handle. Bytes written, at least 1.
@@ -167,7 +168,7 @@ fn ext4_write_chunk(i_mutex: &Locked<'_>, pos: i64, iter: &mut IovIter<'_>) -> R
     let mut retries = 0;
     loop {
         match ext4_write_begin_end(i_mutex, pos, len, iter) {
-            Err(ENOSPC) if sbi.ext4_should_retry_alloc(&mut retries) => {}
+            Err(ENOSPC) if crate::fallocate::ext4_should_retry_alloc(sbi, &mut retries) => {}
             ret => return ret,
         }
     }
@@ -205,8 +206,8 @@ fn ext4_write_begin_end(i_mutex: &Locked<'_>, pos: i64, len: usize, iter: &mut I
     let mut result = allocated;
     if let (false, Ok(n @ 1..)) = (info.is_extents(), &copied) {
         // The blocks show what they hold when the size says so, at the latest: the data goes first.
-        result = ext4_order_data(&mut handle, inode)
-            .and_then(|()| ext4_update_disksize(&mut handle, inode, pos + *n as i64));
+        result =
+            order_data(&mut handle, inode).and_then(|()| ext4_update_disksize(&mut handle, inode, pos + *n as i64));
     }
     let stopped = handle.stop();
     match copied? {
@@ -234,8 +235,7 @@ fn ext4_blocks_there(inode: &Inode, first: u64, end: u64) -> Result<u64> {
 
 /// Allocates what is missing of blocks `first..end`. Up to where it got, and what stopped it.
 fn ext4_allocate_range(handle: &mut Handle<'_>, inode: &Inode, first: u64, end: u64, credits: u32) -> (u64, Result) {
-    let flags =
-        if inode.i_private().is_extents() { GetBlocks::CREATE_UNINIT_EXT } else { GetBlocks::CREATE };
+    let flags = if inode.i_private().is_extents() { GetBlocks::CREATE_UNINIT_EXT } else { GetBlocks::CREATE };
     let mut at = first;
     while at < end {
         // What is there needs no credits.
@@ -273,22 +273,6 @@ fn ext4_note_change(handle: &Handle<'_>, inode: &Inode) {
         inode.i_private().state_set(Ext4State::UNSYNCED_META);
     }
     handle.note_inode(inode.i_private(), InodeState::DIRTY_DATASYNC);
-}
-
-/// The inode's dirty data, as far as it has written blocks, goes to the device before this transaction is committed.
-fn ext4_order_data(handle: &mut Handle<'_>, inode: &Inode) -> Result {
-    if !handle.is_valid() {
-        return Ok(());
-    }
-    // One that is being evicted is not found, and has no data that anybody will see.
-    match inode.i_sb().ilookup(inode.i_ino()) {
-        Some(inode) => {
-            let added = handle.add_ordered(&inode);
-            inode.put_deferred();
-            added
-        }
-        None => Ok(()),
-    }
 }
 
 /// Copies into pages that have their blocks; bytes copied, which may be fewer if memory is missing on either side.
@@ -515,11 +499,11 @@ fn ext4_written(inode: &Inode, first: u64, dirty: u32) -> u32 {
 /// Bytes `from..from + len`, within one block, read as zeros from now on, in the cache and, when it is written back, on the disk. A
 /// block that holds no data on the disk needs nothing there.
 ///
-/// With a handle, the zeros are on the device before its transaction is committed. Called with `i_mutex`, or for an inode that nobody
-/// knows; without page locks or `i_data_sem`. EIO, ENOMEM. Sleeps.
+/// A caller whose transaction relies on the zeros has them ordered before it ([`order_data`]). Called with `i_mutex`, or for an inode
+/// that nobody knows; without page locks or `i_data_sem`; a handle may be open. EIO, ENOMEM. Sleeps.
 #[doc(alias = "__ext4_block_zero_page_range")]
 #[doc(alias = "ext4_block_truncate_page")]
-pub fn ext4_block_zero_page_range(handle: Option<&mut Handle<'_>>, inode: &Inode, from: i64, len: i64) -> Result {
+pub fn ext4_block_zero_page_range(inode: &Inode, from: i64, len: i64) -> Result {
     if len <= 0 || from < 0 {
         return Ok(());
     }
@@ -534,13 +518,9 @@ pub fn ext4_block_zero_page_range(handle: Option<&mut Handle<'_>>, inode: &Inode
         mapping.with_cached_page(index, |page| page.bytes().get_mut(off..to).map(|bytes| bytes.fill(0)));
         return Ok(());
     }
-    mapping.write_page(index, off, to, |page| {
+    mapping.write_page(index, off, to, |page| -> Result {
         fill_page(inode, page)?;
         page.bytes().get_mut(off..to).ok_or(EIO)?.fill(0);
         Ok(())
-    })??;
-    match handle {
-        Some(handle) => ext4_order_data(handle, inode),
-        None => Ok(()),
-    }
+    })?
 }

@@ -188,6 +188,10 @@ corruptions! {
     DxSplit(Inode: Ino) EFSCORRUPTED "directory block is full with fewer than two names in it";
     DirEntryOther(Inode: Ino) EFSCORRUPTED "directory entry changed under the directory's lock";
     UnlinkedEntry(Inode: Ino) EFSCORRUPTED "directory entry leads to an inode without links";
+    XattrHeader(Inode: Ino) EFSCORRUPTED "attribute block has no magic number, or its header makes no sense";
+    XattrBlockChecksum(Inode: Ino) EFSBADCRC "attribute block's checksum is wrong";
+    XattrBlockRange(Inode: Ino) EFSCORRUPTED "attribute block lies outside the file system or over its metadata";
+    XattrEntry(Inode: Ino) EFSCORRUPTED "attribute entry or its value reaches beyond its place, or over other entries";
 }
 
 // One bit each in the set of kinds that were logged.

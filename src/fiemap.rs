@@ -1,10 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Where a file's data are: `FIEMAP`, `SEEK_DATA` and `SEEK_HOLE`. C has this in extents.c, inode.c and file.c.
 
-use kernel_shim::alloc::KVec;
-use kernel_shim::error::{Result, code::*};
+use core::sync::atomic::Ordering;
 
-use crate::IRef;
+use kernel_shim::alloc::{GFP_KERNEL, KVec};
+use kernel_shim::error::{Result, code::*};
+use kernel_shim::fs::FileSystem;
+
+use crate::aops::filemap_write_and_wait_range;
+use crate::ext4::{EXT4_I_DATA_LEN, GetBlocks, Lblk, MapBlocks, MapFlags};
+use crate::inode::ext4_map_blocks;
+use crate::xattr::ext4_xattr_ibody_place;
+use crate::{Ext4, IRef, Inode};
 
 bitflags::bitflags! {
     /// What is asked of [`ext4_fiemap`].
@@ -52,7 +59,8 @@ pub struct FiemapExtent {
     pub fe_flags: FiemapExtentFlags,
 }
 
-/// Appends the extents of bytes `start..start + len` to `out`, whole ones where the range cuts them; at most `max` of them.
+/// Appends the extents of bytes `start..start + len` to `out`, at most `max` of them; what the range cuts is cut to whole blocks.
+/// Extents past the end of the file are among them.
 ///
 /// EINVAL for an empty range, EFBIG for one past the largest file, EBADR for unknown flags; ENOMEM, EIO, corruptions. Sleeps.
 pub fn ext4_fiemap(
@@ -63,8 +71,117 @@ pub fn ext4_fiemap(
     max: usize,
     out: &mut KVec<FiemapExtent>,
 ) -> Result {
-    let _ = (inode, start, len, flags, max, out);
-    Err(EOPNOTSUPP)
+    let maxbytes = u64::try_from(<Ext4 as FileSystem>::s_maxbytes(inode)).map_err(|_| EFBIG)?;
+    if len == 0 {
+        return Err(EINVAL);
+    }
+    if start >= maxbytes {
+        return Err(EFBIG);
+    }
+    if !(flags - FiemapFlags::SYNC - FiemapFlags::XATTR).is_empty() {
+        return Err(EBADR);
+    }
+    let end = start.saturating_add(len).min(maxbytes);
+    if flags.contains(FiemapFlags::XATTR) {
+        return fiemap_xattr(inode, out);
+    }
+    if !has_block_map(inode) {
+        return Ok(());
+    }
+    if flags.contains(FiemapFlags::SYNC) {
+        let last = i64::try_from(end - 1).unwrap_or(i64::MAX);
+        filemap_write_and_wait_range(inode, i64::try_from(start).map_err(|_| EFBIG)?, last)?;
+    }
+    fiemap_data(inode, start, end, max, out)
+}
+
+/// Whether the inode's `i_data` is a map.
+fn has_block_map(inode: &Inode) -> bool {
+    let fast_symlink = inode.i_size() < EXT4_I_DATA_LEN as i64 && !inode.i_private().is_extents();
+    inode.is_reg() || inode.is_dir() || inode.is_lnk() && !fast_symlink
+}
+
+fn fiemap_data(inode: &Inode, start: u64, end: u64, max: usize, out: &mut KVec<FiemapExtent>) -> Result {
+    let blkbits = inode.i_blkbits();
+    let (mut at, end) = (start >> blkbits, end.div_ceil(1 << blkbits));
+    // Not given out before it is known what follows.
+    let mut last: Option<FiemapExtent> = None;
+    let mut given = 0;
+    while at < end {
+        let map = map_from(inode, at, end)?;
+        let next = map.m_flags.intersects(MapFlags::MAPPED | MapFlags::UNWRITTEN).then(|| FiemapExtent {
+            fe_logical: at << blkbits,
+            fe_physical: map.m_pblk.0 << blkbits,
+            fe_length: u64::from(map.m_len) << blkbits,
+            fe_flags: if map.m_flags.contains(MapFlags::MAPPED) {
+                FiemapExtentFlags::empty()
+            } else {
+                FiemapExtentFlags::UNWRITTEN
+            },
+        });
+        at += u64::from(map.m_len);
+        let Some(next) = next else { continue };
+        if let Some(before) = &mut last {
+            if continues(before, &next) {
+                before.fe_length += next.fe_length;
+                continue;
+            }
+            if given == max {
+                return Ok(());
+            }
+            out.push(*before, GFP_KERNEL)?;
+            given += 1;
+        }
+        last = Some(next);
+    }
+    if let Some(mut extent) = last
+        && given < max
+    {
+        extent.fe_flags |= FiemapExtentFlags::LAST;
+        out.push(extent, GFP_KERNEL)?;
+    }
+    Ok(())
+}
+
+/// Whether `next` is the rest of `before`, which was looked up in two pieces.
+fn continues(before: &FiemapExtent, next: &FiemapExtent) -> bool {
+    before.fe_flags == next.fe_flags
+        && before.fe_logical + before.fe_length == next.fe_logical
+        && before.fe_physical + before.fe_length == next.fe_physical
+}
+
+/// What is known of block `at` and those behind it that are alike, of `end - at` blocks; at least one.
+fn map_from(inode: &Inode, at: u64, end: u64) -> Result<MapBlocks> {
+    let lblk = Lblk(u32::try_from(at).map_err(|_| EFBIG)?);
+    let len = u32::try_from(end - at).unwrap_or(u32::MAX);
+    let mut map = MapBlocks::new(lblk, len);
+    let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty())?;
+    if n == 0 {
+        map.m_flags = MapFlags::empty();
+    }
+    map.m_len = map.m_len.clamp(1, len);
+    Ok(map)
+}
+
+/// The attributes in the inode, or if there are none those in the block.
+#[doc(alias = "ext4_iomap_xattr_fiemap")]
+fn fiemap_xattr(inode: &Inode, out: &mut KVec<FiemapExtent>) -> Result {
+    let sb = inode.i_sb().s_fs_info();
+    let block = inode.i_private().i_file_acl.load(Ordering::Acquire);
+    let extent = if let Some((place, len)) = ext4_xattr_ibody_place(inode)? {
+        let flags = FiemapExtentFlags::DATA_INLINE | FiemapExtentFlags::NOT_ALIGNED | FiemapExtentFlags::LAST;
+        FiemapExtent { fe_logical: 0, fe_physical: place, fe_length: len, fe_flags: flags }
+    } else if block != 0 {
+        FiemapExtent {
+            fe_logical: 0,
+            fe_physical: block << inode.i_blkbits(),
+            fe_length: u64::from(sb.s_blocksize),
+            fe_flags: FiemapExtentFlags::LAST,
+        }
+    } else {
+        return Ok(());
+    };
+    Ok(out.push(extent, GFP_KERNEL)?)
 }
 
 /// What [`ext4_seek`] looks for.
@@ -78,9 +195,40 @@ pub enum Whence {
     Hole,
 }
 
-/// `lseek` with `SEEK_DATA` or `SEEK_HOLE`. ENXIO for an offset outside of the file, and when no data follow. Takes `i_mutex`; sleeps.
+/// `lseek` with `SEEK_DATA` or `SEEK_HOLE`. ENXIO for an offset outside of the file, and when no data follow; EIO. Takes `i_mutex`; sleeps.
+///
+/// PORT: dirty pages over unwritten blocks are data. C looks for them in the page cache; here they are written first, after
+/// which the map has all there is to know.
 #[doc(alias = "ext4_llseek")]
+#[doc(alias = "iomap_seek_hole")]
 pub fn ext4_seek(inode: &IRef, offset: i64, whence: Whence) -> Result<i64> {
-    let _ = (inode, offset, whence);
-    Err(EOPNOTSUPP)
+    let i_mutex = inode.lock();
+    let found = seek_locked(inode, offset, whence);
+    i_mutex.unlock();
+    found
+}
+
+fn seek_locked(inode: &Inode, offset: i64, whence: Whence) -> Result<i64> {
+    let size = inode.i_size();
+    if offset < 0 || offset >= size {
+        return Err(ENXIO);
+    }
+    if !has_block_map(inode) {
+        return Err(EINVAL);
+    }
+    filemap_write_and_wait_range(inode, offset, size)?;
+    let blkbits = inode.i_blkbits();
+    let (mut at, end) = (offset as u64 >> blkbits, (size as u64).div_ceil(1 << blkbits));
+    while at < end {
+        let map = map_from(inode, at, end)?;
+        if map.m_flags.contains(MapFlags::MAPPED) == (whence == Whence::Data) {
+            // Below 2^63, as it is inside the file.
+            return Ok(offset.max((at << blkbits) as i64));
+        }
+        at += u64::from(map.m_len);
+    }
+    match whence {
+        Whence::Data => Err(ENXIO),
+        Whence::Hole => Ok(size),
+    }
 }

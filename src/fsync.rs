@@ -7,19 +7,58 @@ use kernel_shim::block::blkdev_issue_flush;
 use kernel_shim::error::Result;
 use kernel_shim::fs::InodeState;
 
-use crate::Inode;
+use crate::aops::filemap_write_and_wait_range;
+use crate::jbd2::Journal;
+use crate::{Ext4State, Inode};
 
-/// Makes a file's data durable, and its inode as far as the data needs it (`datasync`) or wholly.
+/// Makes bytes `start..=end` of a file durable, and its inode as far as they need it (`datasync`) or wholly.
 ///
-/// Direct writes that have completed are on the device, maybe in its cache; what is still in flight is not waited for, as in
-/// Linux. Takes no `i_mutex`, so that one writer's `O_DSYNC` does not stop the others. Sleeps.
-pub fn ext4_sync_file(inode: &Inode, _start: i64, _end: i64, datasync: bool) -> Result {
+/// What is in the cache is written. Direct writes that have completed are on the device, maybe in its cache; what is still in
+/// flight is not waited for, as in Linux. Takes no `i_mutex`, so that one writer's `O_DSYNC` does not stop the others. Sleeps; called
+/// with no handle open.
+///
+/// EIO and what else writing back met with since somebody asked last, EROFS.
+pub fn ext4_sync_file(inode: &Inode, start: i64, end: i64, datasync: bool) -> Result {
+    // The data first: writing it back changes the map and the size on disk, which are part of what follows.
+    let written = filemap_write_and_wait_range(inode, start, end);
+    let noted = inode.i_mapping().check_errors();
+    written.and(noted)?;
+    match inode.i_sb().s_fs_info().s_journal() {
+        Some(journal) => ext4_fsync_journal(inode, journal, datasync),
+        None => ext4_fsync_nojournal(inode, datasync),
+    }
+}
+
+/// Whether the inode in memory has something that has to reach the disk. Times alone are no reason for fdatasync.
+fn ext4_inode_needs_write(inode: &Inode, datasync: bool) -> bool {
     let dirty = inode.i_state();
+    if datasync { dirty.contains(InodeState::DIRTY_DATASYNC) } else { !dirty.is_empty() }
+}
+
+/// Commits the transaction that last had what this file needs, and no later one: others' changes may wait.
+fn ext4_fsync_journal(inode: &Inode, journal: &Journal, datasync: bool) -> Result {
     let info = inode.i_private();
-    // Times alone are no reason for fdatasync to write the inode.
-    let write = if datasync { dirty.contains(InodeState::DIRTY_DATASYNC) } else { !dirty.is_empty() };
+    if ext4_inode_needs_write(inode, datasync) {
+        crate::iget::ext4_write_inode(inode)?;
+    }
+    // After the dirty bits: who takes them has said before in which transaction the inode goes.
+    let tid = if datasync { &info.i_datasync_tid } else { &info.i_sync_tid }.load(Ordering::Acquire);
+    if tid == 0 {
+        // Not changed since it was read.
+        return blkdev_issue_flush(inode.i_sb().s_bdev());
+    }
+    // Asked before, as the commit may be over afterwards. One that is over flushed before our data, maybe.
+    let flushes = journal.trans_will_send_data_barrier(tid);
+    journal.complete_transaction(tid)?;
+    if flushes { Ok(()) } else { blkdev_issue_flush(inode.i_sb().s_bdev()) }
+}
+
+fn ext4_fsync_nojournal(inode: &Inode, datasync: bool) -> Result {
+    let sbi = inode.i_sb().s_fs_info();
+    let info = inode.i_private();
     // Somebody may have taken the dirty bits and not be done, or have written the table block in memory only. The bits were
     // read first: if they were taken before, the lock is seen held, or what was done under it.
+    let write = ext4_inode_needs_write(inode, datasync);
     if write || info.i_unsynced.load(Ordering::Acquire) || info.i_sync.is_locked() {
         let _sync = info.i_sync.lock();
         // Released, so that whoever sees it cleared sees the lock held as well.
@@ -28,6 +67,13 @@ pub fn ext4_sync_file(inode: &Inode, _start: i64, _end: i64, datasync: bool) -> 
             info.i_unsynced.store(true, Ordering::Release);
             return Err(error);
         }
+    }
+    // Nodes of the map, bitmaps, directories: nobody keeps a list of what belongs to this file.
+    if info.state_take(Ext4State::UNSYNCED_META)
+        && let Err(error) = sbi.buffers.sync_all()
+    {
+        info.state_set(Ext4State::UNSYNCED_META);
+        return Err(error);
     }
     blkdev_issue_flush(inode.i_sb().s_bdev())
 }

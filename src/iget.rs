@@ -454,7 +454,7 @@ fn encode_blocks(sb: &Ext4SbInfo, i_blocks: u64) -> (u64, bool) {
 
 /// Computes and stores the checksum of the inode in `raw`, where there is one.
 #[doc(alias = "ext4_inode_csum_set")]
-fn put_inode_csum(sb: &Ext4SbInfo, ino: Ino, raw: &mut [u8], extra_isize: u16) -> Option<()> {
+pub(crate) fn put_inode_csum(sb: &Ext4SbInfo, ino: Ino, raw: &mut [u8], extra_isize: u16) -> Option<()> {
     if !sb.has_metadata_csum() {
         return Some(());
     }
@@ -481,6 +481,8 @@ pub fn ext4_mark_inode_dirty(handle: &mut Handle<'_>, inode: &Inode) -> Result {
 #[doc(alias = "ext4_mark_iloc_dirty")]
 pub fn ext4_mark_inode_dirty_tree(handle: &mut Handle<'_>, inode: &Inode, tree: &ExtentTree) -> Result {
     let info = inode.i_private();
+    // Before they are taken: an fsync that finds nothing dirty any more finds the transaction to wait for.
+    handle.note_inode(info, inode.i_state());
     // Taken before the fields are read: who changes one afterwards sets it again.
     let dirty = inode.take_dirty();
     let fresh = info.state_take(Ext4State::NEW);

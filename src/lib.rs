@@ -191,6 +191,9 @@ bitflags::bitflags! {
         /// Has extended attributes behind `i_extra_isize`.
         #[doc(alias = "EXT4_STATE_XATTR")]
         const XATTR = 1 << 2;
+        /// Known to have no `security.capability`, so that a write need not look. Changed under `xattr_sem`.
+        #[doc(alias = "S_NOSEC")]
+        const NOSEC = 1 << 7;
         /// Metadata other than the table block was changed without a journal: fsync writes all.
         const UNSYNCED_META = 1 << 8;
     }

@@ -115,6 +115,7 @@ errnos! {
     ENOSYS = 38, "Function not implemented.";
     ENOTEMPTY = 39, "Directory not empty.";
     ELOOP = 40, "Too many symbolic links.";
+    EBADR = 53, "Unknown flags in a request.";
     ENODATA = 61, "No data; also no such extended attribute.";
     ETIME = 62, "Timer expired.";
     EBADMSG = 74, "Bad message; in file systems a checksum that does not match.";

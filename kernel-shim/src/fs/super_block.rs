@@ -232,7 +232,11 @@ impl<F: FileSystem> SuperBlock<F> {
                 if inodes.len() <= keep || at >= inodes.len() {
                     return Ok(());
                 }
-                if inodes[at].i_count() == 0 && Arc::strong_count(&inodes[at]) == 1 && inodes[at].i_state().is_empty() && !inodes[at].i_mapping().is_dirty() {
+                if inodes[at].i_count() == 0
+                    && Arc::strong_count(&inodes[at]) == 1
+                    && inodes[at].i_state().is_empty()
+                    && !inodes[at].i_mapping().is_dirty()
+                {
                     inodes.remove(at)
                 } else {
                     at += 1;
