@@ -78,7 +78,7 @@ bitflags! {
 }
 
 impl ReqOpf {
-    const OP_MASK: u32 = 0xff;
+    pub(crate) const OP_MASK: u32 = 0xff;
 
     /// The operation.
     #[doc(alias = "bio_op")]

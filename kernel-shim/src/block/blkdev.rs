@@ -733,3 +733,28 @@ pub fn bdev_rw(bdev: &Bdev, opf: ReqOpf, sector: u64, buf: &mut [u8]) -> Result 
         Ok(())
     })
 }
+
+/// Writes stretches of bytes, each to its sector (512 bytes) onwards, all in flight together, and sleeps until all have ended.
+/// `opf` goes with each bio: no PREFLUSH, unless it is one. Lengths are multiples of the logical block. The error is the
+/// first; some of the others may have been written, then.
+pub fn bdev_write_pieces<'a>(bdev: &Bdev, opf: ReqOpf, pieces: impl Iterator<Item = (u64, &'a [u8])>) -> Result {
+    let opf = (opf & !ReqOpf::from_bits_retain(ReqOpf::OP_MASK)) | ReqOpf::REQ_OP_WRITE;
+    let step = bdev.max_piece();
+    IoBatch::run(bdev, |batch| {
+        for (sector, piece) in pieces {
+            let mut at = sector;
+            for chunk in piece.chunks(step as usize) {
+                let mut bio = bio_alloc(bdev, opf, GFP_NOIO)?;
+                bio.bi_sector = at;
+                // SAFETY: the batch keeps us in `run`, and with that the bytes borrowed and unchanged, until the bio has
+                // ended. The device only reads them.
+                if !unsafe { bio.bio_add_page(NonNull::from(chunk).cast(), chunk.len() as u32) } {
+                    return Err(code::EINVAL);
+                }
+                batch.submit(bio);
+                at = at.checked_add(chunk.len() as u64 >> SECTOR_SHIFT).ok_or(code::EIO)?;
+            }
+        }
+        Ok(())
+    })
+}

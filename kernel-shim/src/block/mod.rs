@@ -33,8 +33,8 @@ mod tests;
 
 pub use bio::{BIO_MAX_VECS, Bio, BioPtr, BioVec, ReqOp, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE};
 pub use blkdev::{
-    Bdev, BlockDevice, DiskStats, IoBatch, QueueLimits, bdev_rw, bio_alloc, blkdev_issue_flush, blkdev_issue_zeroout,
-    submit_bio, submit_bio_last, submit_bio_wait,
+    Bdev, BlockDevice, DiskStats, IoBatch, QueueLimits, bdev_rw, bdev_write_pieces, bio_alloc, blkdev_issue_flush,
+    blkdev_issue_zeroout, submit_bio, submit_bio_last, submit_bio_wait,
 };
 pub use plug::{BlkPlug, PlugSlot};
 pub use request::{Request, RqList};

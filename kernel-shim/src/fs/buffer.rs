@@ -50,6 +50,8 @@ bitflags! {
         const REFERENCED = 1 << 3;
         /// The last write failed.
         const WRITE_EIO = 1 << 4;
+        /// Belongs to a transaction that is not committed: write-back leaves it alone.
+        const JBD = 1 << 5;
     }
 }
 
@@ -60,16 +62,26 @@ struct Sector([u8; SECTOR_SIZE as usize]);
 
 static_assertions::const_assert_eq!(size_of::<Sector>(), SECTOR_SIZE as usize);
 
-/// A block's bytes.
-struct Data(KVec<Sector>);
+/// Bytes that devices can transfer, aligned for any of them.
+pub struct IoBuf(KVec<Sector>);
 
-impl Data {
-    fn bytes(&self) -> &[u8] {
+type Data = IoBuf;
+
+impl IoBuf {
+    /// Memory for `len` bytes, rounded up to whole sectors, of zeros. ENOMEM.
+    pub fn new(len: usize, flags: crate::alloc::Flags) -> Result<Self> {
+        let sectors = len.div_ceil(SECTOR_SIZE as usize);
+        Ok(Self(KVec::from_elem(Sector([0; SECTOR_SIZE as usize]), sectors, flags)?))
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
         // SAFETY: a sector is its bytes, without padding, and `u8` has no requirements.
         unsafe { core::slice::from_raw_parts(self.0.as_ptr().cast(), size_of_val(&self.0[..])) }
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    /// All of it, for change.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`; borrowed exclusively.
         unsafe { core::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), size_of_val(&self.0[..])) }
     }
@@ -131,6 +143,51 @@ impl BufferHead {
         BufferWrite { bh: self, guard: self.0.data.write() }
     }
 
+    /// [`BufferHead::write`], if it need not sleep. Any context.
+    #[inline]
+    pub fn try_write(&self) -> Option<BufferWrite<'_>> {
+        Some(BufferWrite { bh: self, guard: self.0.data.try_write()? })
+    }
+
+    /// Sleeps until no I/O of the block is under way, and nobody has its bytes.
+    pub fn wait_on_buffer(&self) {
+        drop(self.0.data.write());
+    }
+
+    /// From now on the block is a transaction's: it is not dirty, and write-back leaves it alone even if somebody marks it
+    /// so. Whether it was dirty. A write under way goes on; it keeps whoever changes the block waiting. Any context.
+    #[doc(alias = "set_buffer_jbd")]
+    pub fn set_jbd(&self) -> bool {
+        self.0.set(BhState::JBD);
+        self.0.clear(BhState::DIRTY)
+    }
+
+    /// Its transaction is over: the block has to be written back if `dirty`, and need not if not. Any context.
+    #[doc(alias = "clear_buffer_jbd")]
+    pub fn clear_jbd(&self, dirty: bool) {
+        if dirty {
+            self.0.set(BhState::DIRTY);
+        } else {
+            self.0.clear(BhState::DIRTY);
+        }
+        // Last, so that what somebody marked meanwhile is not written as long as nobody has decided.
+        self.0.clear(BhState::JBD);
+    }
+
+    /// Whether the block belongs to a transaction that is not committed.
+    #[doc(alias = "buffer_jbd")]
+    pub fn is_jbd(&self) -> bool {
+        self.0.has(BhState::JBD)
+    }
+
+    /// What the block held means nothing any more: it is not written, and read anew by who wants it. Waits for I/O that is
+    /// under way. Sleeps.
+    #[doc(alias = "bforget")]
+    pub fn forget(&self) {
+        let _guard = self.0.data.write();
+        self.0.clear(BhState::DIRTY | BhState::JBD | BhState::UPTODATE | BhState::VERIFIED | BhState::WRITE_EIO);
+    }
+
     /// The block has to be written back: called with changes made, and the write guard still held,
     /// or before anybody else can tell. EIO-safe: it is not lost if write-back fails.
     #[doc(alias = "mark_buffer_dirty")]
@@ -142,7 +199,6 @@ impl BufferHead {
 
     /// Takes back [`BufferHead::mark_dirty`]: what is in memory need not reach the device.
     /// A write that is under way is not stopped.
-    #[doc(alias = "bforget")]
     #[doc(alias = "clear_buffer_dirty")]
     pub fn clear_dirty(&self) -> bool {
         self.0.clear(BhState::DIRTY)
@@ -361,11 +417,10 @@ impl BufferCache {
         if block >= self.nr_blocks {
             return Err(code::EIO);
         }
-        let sectors = (self.block_size >> SECTOR_SHIFT) as usize;
         let new = Buffer {
             block,
             state: AtomicU32::new(BhState::REFERENCED.bits()),
-            data: RwSemaphore::new(Data(KVec::from_elem(Sector([0; SECTOR_SIZE as usize]), sectors, GFP_NOFS)?)),
+            data: RwSemaphore::new(Data::new(self.block_size as usize, GFP_NOFS)?),
         };
         self.insert(BufferHead(Arc::new(new, GFP_NOFS)?))
     }
@@ -433,63 +488,9 @@ impl BufferCache {
         self.write_buffers(core::slice::from_ref(bh), ReqOpf::SYNC)
     }
 
-    /// Writes back those of `list` that are dirty, many at once, and waits for all. `flags` (SYNC, META, PREFLUSH, FUA)
-    /// apply to each. Tries all; the error is the first. What may not have been written is dirty still. Sleeps.
-    #[doc(alias = "write_dirty_buffer")]
+    /// [`write_dirty_buffers`] to the cache's device.
     pub fn write_buffers(&self, list: &[BufferHead], flags: ReqOpf) -> Result {
-        let mut result = Ok(());
-        let mut rest = list;
-        while !rest.is_empty() {
-            let (done, outcome) = self.write_some(rest, flags);
-            result = result.and(outcome);
-            rest = &rest[done..];
-        }
-        result
-    }
-
-    /// Writes the first few of `list`: how many that are, at least one, and how it went.
-    fn write_some(&self, list: &[BufferHead], flags: ReqOpf) -> (usize, Result) {
-        let mut held = heapless::Vec::<BufferRead<'_>, WRITE_BATCH>::new();
-        let mut written = heapless::Vec::<&BufferHead, WRITE_BATCH>::new();
-        let mut done = 0;
-        let result = IoBatch::run(&self.bdev, |batch| {
-            for bh in list {
-                if held.is_full() {
-                    break;
-                }
-                // With one block locked, wait for no other: its holder may be waiting for ours.
-                let guard = if held.is_empty() { Some(bh.read()) } else { bh.try_read() };
-                let Some(guard) = guard else { break };
-                done += 1;
-                // Dirt from now on comes after this guard, and is for the next round.
-                if !bh.clear_dirty() {
-                    continue;
-                }
-                if written.push(bh).is_err() {
-                    break;
-                }
-                let mut bio = bio_alloc(&self.bdev, ReqOpf::REQ_OP_WRITE | flags, GFP_NOFS)?;
-                bio.bi_sector = self.sector(bh);
-                let first = core::ptr::NonNull::from(&guard[0]);
-                let kept = held.push(guard).is_ok();
-                // SAFETY: `held` keeps the data from changing, and is dropped after `run` has
-                // waited for the bio. The device only reads it.
-                if !kept || !unsafe { bio.bio_add_page(first, self.block_size) } {
-                    return Err(code::EIO);
-                }
-                batch.submit(bio);
-            }
-            Ok(())
-        });
-        for bh in &written {
-            if result.is_err() {
-                // Which of them it was is not known, and writing one twice does no harm.
-                bh.0.set(BhState::DIRTY | BhState::WRITE_EIO);
-            } else {
-                bh.0.clear(BhState::WRITE_EIO);
-            }
-        }
-        (done, result)
+        write_dirty_buffers(&self.bdev, list, flags)
     }
 
     /// Writes back all that is dirty now, in block order, and waits for it. As [`BufferCache::write_buffers`]. Sleeps.
@@ -608,4 +609,63 @@ impl BufferCache {
         let nr = self.nr.load(Ordering::Relaxed);
         self.threshold.store(if nr > self.max { nr + nr / 8 } else { self.max }, Ordering::Relaxed);
     }
+}
+
+/// Writes back those of `list` that are dirty, many at once, and waits for all. `flags` (SYNC, META, PREFLUSH, FUA)
+/// apply to each. Blocks of transactions that are not committed are left out. Tries all; the error is the first. What may not have been written is dirty still. Sleeps.
+#[doc(alias = "write_dirty_buffer")]
+pub fn write_dirty_buffers(bdev: &Bdev, list: &[BufferHead], flags: ReqOpf) -> Result {
+    let mut result = Ok(());
+    let mut rest = list;
+    while !rest.is_empty() {
+        let (done, outcome) = write_some(bdev, rest, flags);
+        result = result.and(outcome);
+        rest = &rest[done..];
+    }
+    result
+}
+
+/// Writes the first few of `list`: how many that are, at least one, and how it went.
+fn write_some(bdev: &Bdev, list: &[BufferHead], flags: ReqOpf) -> (usize, Result) {
+    let mut held = heapless::Vec::<BufferRead<'_>, WRITE_BATCH>::new();
+    let mut written = heapless::Vec::<&BufferHead, WRITE_BATCH>::new();
+    let mut done = 0;
+    let result = IoBatch::run(bdev, |batch| {
+        for bh in list {
+            if held.is_full() {
+                break;
+            }
+            // With one block locked, wait for no other: its holder may be waiting for ours.
+            let guard = if held.is_empty() { Some(bh.read()) } else { bh.try_read() };
+            let Some(guard) = guard else { break };
+            done += 1;
+            // Dirt from now on comes after this guard, and is for the next round.
+            if bh.is_jbd() || !bh.clear_dirty() {
+                continue;
+            }
+            if written.push(bh).is_err() {
+                break;
+            }
+            let mut bio = bio_alloc(bdev, ReqOpf::REQ_OP_WRITE | flags, GFP_NOFS)?;
+            bio.bi_sector = bh.block() * (guard.len() as u64 >> SECTOR_SHIFT);
+            let (first, len) = (core::ptr::NonNull::from(&guard[0]), guard.len() as u32);
+            let kept = held.push(guard).is_ok();
+            // SAFETY: `held` keeps the data from changing, and is dropped after `run` has
+            // waited for the bio. The device only reads it.
+            if !kept || !unsafe { bio.bio_add_page(first, len) } {
+                return Err(code::EIO);
+            }
+            batch.submit(bio);
+        }
+        Ok(())
+    });
+    for bh in &written {
+        if result.is_err() {
+            // Which of them it was is not known, and writing one twice does no harm.
+            bh.0.set(BhState::DIRTY | BhState::WRITE_EIO);
+        } else {
+            bh.0.clear(BhState::WRITE_EIO);
+        }
+    }
+    (done, result)
 }
