@@ -12,3 +12,4 @@ mod ondisk;
 mod parallel;
 mod races;
 mod semantics;
+mod xattr;
