@@ -267,22 +267,6 @@ fn page_end(at: i64) -> i64 {
     at.saturating_add(PAGE_SIZE as i64 - 1) / PAGE_SIZE as i64 * PAGE_SIZE as i64
 }
 
-/// Drops the pages of a range. Those that it only touches are written first: the rest of them is to be kept.
-fn ext4_truncate_page_cache_block_range(inode: &Inode, range: Range) -> Result {
-    let page = PAGE_SIZE as i64;
-    let (first, last) = (range.start / page * page, range.end / page * page);
-    if range.start != first {
-        filemap_write_and_wait_range(inode, first, first + (page - 1))?;
-    }
-    if range.end != last {
-        filemap_write_and_wait_range(inode, last, last.saturating_add(page - 1))?;
-    }
-    let end = page_end(range.end);
-    inode.i_mapping().invalidate_pages(first, end - 1);
-    trace("pages dropped");
-    Ok(())
-}
-
 /// Zeros what a range has of blocks that it does not wholly cover, where they are written.
 fn ext4_zero_partial_blocks(inode: &Inode, range: Range) -> Result {
     let mask = (1i64 << inode.i_blkbits()) - 1;
@@ -319,7 +303,8 @@ fn ext4_punch_hole(inode: &Inode, range: Range) -> Result {
         return Ok(());
     }
     ext4_update_disksize_before_punch(inode, range)?;
-    ext4_truncate_page_cache_block_range(inode, range)?;
+    inode.i_mapping().truncate_pagecache_range(range.start, range.end - 1);
+    trace("pages dropped");
     let (first, end) = range.whole_blocks(inode)?;
     let mut handle = ext4_journal_start(sb, ext4_blocks_for_truncate(inode))?;
     if inode.is_sync() {
@@ -333,7 +318,6 @@ fn ext4_punch_hole(inode: &Inode, range: Range) -> Result {
     let written = ext4_mark_inode_dirty(&mut handle, inode);
     let stopped = handle.stop();
     done.and(written).and(stopped)?;
-    // After the blocks between the edges are gone: the pages that this brings in may have some of them, too.
     ext4_zero_edges(inode, range)
 }
 
@@ -361,7 +345,8 @@ fn ext4_zero_range(i_mutex: &Locked<'_>, range: Range, new_size: Option<i64>) ->
         ext4_alloc_file_blocks(i_mutex, first, blocks, new_size, GetBlocks::CREATE_UNINIT_EXT)?;
     }
     ext4_update_disksize_before_punch(inode, range)?;
-    ext4_truncate_page_cache_block_range(inode, range)?;
+    inode.i_mapping().truncate_pagecache_range(range.start, range.end - 1);
+    trace("pages dropped");
     let (first, end) = range.whole_blocks(inode)?;
     if first < end {
         let flags = GetBlocks::CREATE_UNINIT_EXT | GetBlocks::CONVERT_UNWRITTEN;
@@ -375,7 +360,7 @@ fn write_and_drop_pages(inode: &Inode, start: i64) -> Result {
     let page = PAGE_SIZE as i64;
     let start = start / page * page;
     filemap_write_and_wait_range(inode, start, i64::MAX)?;
-    inode.i_mapping().invalidate_pages(start, i64::MAX);
+    inode.i_mapping().truncate_pagecache_range(start, i64::MAX);
     trace("pages dropped");
     Ok(())
 }

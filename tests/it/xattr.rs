@@ -32,7 +32,10 @@ fn get(inode: &Inode, name: &str) -> Result<Vec<u8>> {
     let len = ext4_getxattr(inode, name.as_bytes(), &mut [])?;
     let mut value = vec![0; len];
     if len > 0 {
-        assert_eq!(ext4_getxattr(inode, name.as_bytes(), &mut vec![0; len - 1]), if len > 1 { Err(ERANGE) } else { Ok(1) });
+        assert_eq!(
+            ext4_getxattr(inode, name.as_bytes(), &mut vec![0; len - 1]),
+            if len > 1 { Err(ERANGE) } else { Ok(1) }
+        );
         assert_eq!(ext4_getxattr(inode, name.as_bytes(), &mut value), Ok(len));
     }
     Ok(value)
@@ -42,8 +45,11 @@ fn list(inode: &Inode) -> Vec<String> {
     let len = ext4_listxattr(inode, &mut []).expect("listing");
     let mut names = vec![0; len];
     assert_eq!(ext4_listxattr(inode, &mut names), Ok(len));
-    let mut names: Vec<String> =
-        names.split(|b| *b == 0).filter(|n| !n.is_empty()).map(|n| String::from_utf8(n.to_vec()).expect("text")).collect();
+    let mut names: Vec<String> = names
+        .split(|b| *b == 0)
+        .filter(|n| !n.is_empty())
+        .map(|n| String::from_utf8(n.to_vec()).expect("text"))
+        .collect();
     names.sort();
     names
 }
@@ -94,7 +100,9 @@ fn step(rng: &mut Rng, inode: &Inode, model: &mut Model, spec: &Mkfs, context: &
 
 #[test]
 fn random_attributes() {
-    for (seed, block_size, inode_size) in [(1, 4096, 256), (2, 1024, 128), (3, 1024, 256), (4, 2048, 512), (5, 4096, 1024)] {
+    for (seed, block_size, inode_size) in
+        [(1, 4096, 256), (2, 1024, 128), (3, 1024, 256), (4, 2048, 512), (5, 4096, 1024)]
+    {
         let spec = Mkfs { block_size, inode_size, ..Mkfs::default() };
         let mut m = Mount::with(&image(&spec), IN_FLIGHT, auto());
         let mut rng = Rng(seed);
@@ -195,7 +203,13 @@ fn a_shared_block_is_copied() {
     let before = Image::from_bytes(&m.finish());
     let field = |text: &str, name: &str| -> u64 {
         let at = text.find(name).unwrap_or_else(|| panic!("{name} in {text}")) + name.len();
-        text[at..].trim_start().split(|c: char| !c.is_ascii_digit()).next().expect("a number").parse().expect("a number")
+        text[at..]
+            .trim_start()
+            .split(|c: char| !c.is_ascii_digit())
+            .next()
+            .expect("a number")
+            .parse()
+            .expect("a number")
     };
     let block = field(&before.debugfs("stat data"), "File ACL:");
     assert_ne!(block, 0);
