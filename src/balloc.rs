@@ -4,6 +4,8 @@
 //! All descriptors are read, checked and kept at mount. A descriptor and the bitmaps it tells of are changed with the
 //! [group's lock](crate::mballoc) held, so that bitmap, checksum and counts never contradict each other for those who hold it.
 
+use core::sync::atomic::Ordering;
+
 use kernel_shim::alloc::{GFP_KERNEL, KVec};
 use kernel_shim::error::code::EIO;
 use kernel_shim::fs::buffer::{BufferCache, BufferHead};
@@ -15,7 +17,7 @@ use crate::corrupt::{Corrupt, Ext4Result};
 use crate::disk::GroupDesc;
 use crate::ext4::{BgFlags, Fsblk, Group, Incompat, RoCompat};
 use crate::iget::ino_of;
-use crate::mballoc::GroupFlags;
+use crate::mballoc::{GroupFlags, MbFlags};
 use crate::sb::{Ext4SbInfo, Geometry};
 
 impl Geometry {
@@ -343,6 +345,19 @@ impl Ext4SbInfo {
             }
         }
         Ok(free)
+    }
+
+    /// After ENOSPC, with no handle open: whether another attempt may find more. Waits for the commit that lets go of what
+    /// was freed, at most a few times; `retries` begins with 0. Sleeps.
+    pub fn ext4_should_retry_alloc(&self, retries: &mut u32) -> bool {
+        *retries += 1;
+        let Some(journal) = self.s_journal().filter(|_| *retries <= 4) else { return false };
+        let counts = &self.mb.counts;
+        if !counts.has_free(MbFlags::USE_RESERVED) {
+            return false;
+        }
+        // With nothing pending, it came back between the attempt and now.
+        counts.s_mb_free_pending.load(Ordering::Acquire) == 0 || journal.force_commit().is_ok()
     }
 
     /// Where the first block of a file should best be when nothing else says so: in the group of the inode, and for regular

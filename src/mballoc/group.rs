@@ -127,6 +127,36 @@ impl Counts {
         self.unclaimed.fetch_add(blocks, Ordering::AcqRel);
     }
 
+    /// What is kept back from those who say nothing.
+    fn kept(&self, flags: MbFlags) -> i64 {
+        match flags.contains(MbFlags::USE_RESERVED) {
+            true => 0,
+            // At most 4096.
+            false => self.s_resv_clusters.load(Ordering::Relaxed) as i64,
+        }
+    }
+
+    /// Whether there is a block that is promised to nobody.
+    #[doc(alias = "ext4_has_free_clusters")]
+    pub(crate) fn has_free(&self, flags: MbFlags) -> bool {
+        self.unclaimed.load(Ordering::Acquire) > self.kept(flags)
+    }
+
+    /// Promises `want` blocks or as many as there are, in halves; ENOSPC if there is none.
+    #[doc(alias = "ext4_claim_free_clusters")]
+    pub(crate) fn claim(&self, want: u32, flags: MbFlags) -> Result<u32> {
+        let kept = self.kept(flags);
+        let mut len = want;
+        while len > 0 {
+            let take = |free: i64| (free - kept >= i64::from(len)).then(|| free - i64::from(len));
+            if self.unclaimed.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok() {
+                return Ok(len);
+            }
+            len /= 2;
+        }
+        Err(ENOSPC)
+    }
+
     /// `got` of `claimed` blocks were allocated.
     pub(crate) fn settle(&self, claimed: u32, got: u32) {
         self.s_freeclusters.fetch_sub(i64::from(got), Ordering::Relaxed);
@@ -222,26 +252,6 @@ impl Ext4SbInfo {
         } else {
             self.mb.counts.s_freeinodes.fetch_sub(i64::from(desc.free_inodes), Ordering::Relaxed);
         }
-    }
-
-    /// Promises `want` blocks or as many as there are, in halves; ENOSPC if there is none. What is kept back for extent trees
-    /// is for those who say so.
-    #[doc(alias = "ext4_claim_free_clusters")]
-    pub(crate) fn claim_free_clusters(&self, want: u32, flags: MbFlags) -> Result<u32> {
-        let counts = &self.mb.counts;
-        let kept = match flags.contains(MbFlags::USE_RESERVED) {
-            true => 0,
-            false => counts.s_resv_clusters.load(Ordering::Relaxed) as i64,
-        };
-        let mut len = want;
-        while len > 0 {
-            let take = |free: i64| (free - kept >= i64::from(len)).then(|| free - i64::from(len));
-            if counts.unclaimed.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok() {
-                return Ok(len);
-            }
-            len /= 2;
-        }
-        Err(ENOSPC)
     }
 
     /// Blocks that nothing on disk uses. What was freed in a transaction that is not committed is among them, but cannot be

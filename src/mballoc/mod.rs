@@ -126,7 +126,7 @@ pub fn ext4_mb_new_blocks(handle: &mut Handle<'_>, ar: &AllocationRequest<'_>) -
     if ar.len == 0 {
         return Err(EINVAL);
     }
-    let claimed = sb.claim_free_clusters(ar.len.min(sb.s_blocks_per_group), ar.flags)?;
+    let claimed = sb.mb.counts.claim(ar.len.min(sb.s_blocks_per_group), ar.flags)?;
     let got = new_blocks(handle, ar, claimed);
     sb.mb.counts.settle(claimed, got.map_or(0, |run| run.len));
     let run = got.map_err(|error| sb.ext4_error(error))?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The integration tests, in one binary.
 
+mod alloc;
 mod boot;
 mod damaged;
 mod differential;
