@@ -45,11 +45,25 @@ fn kinds() -> Vec<(&'static str, Mkfs)> {
         ("uninit", Mkfs { args: &["-g", "1024"], extended: lazy, features: "^has_journal", ..base(4096, 24 << 10) }),
         (
             "gdt_csum",
-            Mkfs { args: &["-g", "1024"], extended: lazy, features: "^metadata_csum,uninit_bg,^has_journal", ..base(2048, 12 << 10) },
+            Mkfs {
+                args: &["-g", "1024"],
+                extended: lazy,
+                features: "^metadata_csum,uninit_bg,^has_journal",
+                ..base(2048, 12 << 10)
+            },
         ),
-        ("no checksums", Mkfs { args: &["-g", "1024"], features: "^metadata_csum,^has_journal", ..base(1024, 10 << 10) }),
-        ("no flex_bg", Mkfs { args: &["-g", "512"], extended: lazy, features: "^flex_bg,^has_journal", ..base(4096, 16 << 10) }),
-        ("meta_bg", Mkfs { args: &["-g", "512"], features: "meta_bg,^resize_inode,^has_journal", ..base(1024, 12 << 10) }),
+        (
+            "no checksums",
+            Mkfs { args: &["-g", "1024"], features: "^metadata_csum,^has_journal", ..base(1024, 10 << 10) },
+        ),
+        (
+            "no flex_bg",
+            Mkfs { args: &["-g", "512"], extended: lazy, features: "^flex_bg,^has_journal", ..base(4096, 16 << 10) },
+        ),
+        (
+            "meta_bg",
+            Mkfs { args: &["-g", "512"], features: "meta_bg,^resize_inode,^has_journal", ..base(1024, 12 << 10) },
+        ),
         ("32 bit", Mkfs { args: &["-g", "1024"], features: "^64bit,^has_journal", ..base(4096, 16 << 10) }),
         ("bare", Mkfs { fs_type: "ext2", inode_size: 128, ..base(1024, 8 << 10) }),
     ]
