@@ -5,6 +5,7 @@ mod alloc;
 mod boot;
 mod damaged;
 mod differential;
+mod extents;
 mod faults;
 mod file;
 mod hunks;

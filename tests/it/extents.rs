@@ -1,0 +1,669 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Changes of a file's map, against a model that knows each block: hole, unwritten or written, and where.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+use ext4_dio::corrupt::Ext4Error;
+use ext4_dio::ext4::{GetBlocks, Lblk, MapBlocks, MapFlags};
+use ext4_dio::ext4_jbd2::{Handle, ext4_journal_start};
+use ext4_dio::extents::{
+    ext4_chunk_trans_blocks, ext4_ext_next, ext4_ext_remove_space, ext4_ext_shift_extents,
+};
+use ext4_dio::extents_status::EsStatus;
+use ext4_dio::indirect::ext4_ind_remove_space;
+use ext4_dio::inode::{ext4_map_blocks, ext4_map_create_blocks};
+use ext4_dio::{File, Inode};
+use ext4_dio_tests::dio::*;
+use ext4_dio_tests::images::{Image, Mkfs};
+use kernel_shim::alloc::Arc as KArc;
+use kernel_shim::block::ramdisk::OpMask;
+use kernel_shim::block::{ReqOpf, bdev_rw};
+use kernel_shim::error::{Result, code::*};
+
+/// What a block of the file is, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cell {
+    Hole,
+    Unwritten(u64),
+    Written(u64),
+}
+use Cell::*;
+
+impl Cell {
+    fn pblk(self) -> Option<u64> {
+        match self {
+            Hole => None,
+            Unwritten(p) | Written(p) => Some(p),
+        }
+    }
+}
+
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: u32) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0 >> 16) % u64::from(n.max(1))) as u32
+    }
+}
+
+/// What fills blocks that hold no data of the file.
+const OLD: u8 = 0xa5;
+
+/// An empty file `/f` and one to take up space, `/filler`, on a small disk without a journal.
+fn empty_files(spec: &Mkfs) -> Vec<u8> {
+    let image = Image::make(spec, None);
+    image.debugfs_script(&["write /dev/null f".to_string(), "write /dev/null filler".to_string()]);
+    image.assert_clean();
+    image.bytes()
+}
+
+fn spec(fs_type: &'static str, block_size: u32, size_kib: u64) -> Mkfs {
+    let features = if fs_type == "ext2" { "" } else { "^has_journal" };
+    Mkfs { fs_type, block_size, size_kib, features, inodes: 64, ..Mkfs::default() }
+}
+
+/// A file and its model.
+struct Fixture {
+    m: Mount,
+    file: KArc<File>,
+    bs: u32,
+    model: Vec<Cell>,
+    /// Free blocks before anything was allocated.
+    free: u64,
+    what: String,
+}
+
+impl Fixture {
+    fn new(spec: &Mkfs, blocks: u32, what: String) -> Self {
+        let m = Mount::with(&empty_files(spec), "", auto());
+        let file = m.open("/f");
+        let bs = spec.block_size;
+        let free = free_blocks(&m);
+        let fixture = Self { m, file, bs, model: vec![Hole; blocks as usize], free, what };
+        // Blocks that are written lie within the file.
+        let size = i64::from(blocks) * i64::from(bs);
+        fixture.inode().lock().i_size_write(size);
+        fixture.inode().i_private().i_disksize.store(size, Ordering::Release);
+        fixture
+    }
+
+    fn inode(&self) -> &Inode {
+        self.file.f_inode()
+    }
+
+    fn handle(&self, blocks: u32) -> Handle<'_> {
+        let credits = ext4_chunk_trans_blocks(self.inode(), blocks);
+        ext4_journal_start(self.inode().i_sb().s_fs_info(), credits).expect("a handle")
+    }
+
+    /// One call, and its answer.
+    fn map_create(&self, lblk: u32, len: u32, flags: GetBlocks) -> Result<(u32, MapBlocks)> {
+        let _i_mutex = self.inode().lock();
+        let mut handle = self.handle(len);
+        let mut map = MapBlocks::new(Lblk(lblk), len);
+        let done = ext4_map_create_blocks(&mut handle, self.inode(), &mut map, flags);
+        handle.stop().expect("the handle stops");
+        done.map(|n| (n, map))
+    }
+
+    fn remove(&self, start: u32, end: u32) -> Result {
+        let _i_mutex = self.inode().lock();
+        let mut handle = self.handle(1);
+        let done = if self.inode().i_private().is_extents() {
+            ext4_ext_remove_space(&mut handle, self.inode(), Lblk(start), Lblk(end))
+        } else {
+            ext4_ind_remove_space(&mut handle, self.inode(), Lblk(start), Lblk(end))
+        };
+        handle.stop().expect("the handle stops");
+        done
+    }
+
+    fn shift(&self, start: u32, shift: u32, right: bool) -> Result {
+        let _i_mutex = self.inode().lock();
+        let mut handle = self.handle(1);
+        let done = ext4_ext_shift_extents(&mut handle, self.inode(), Lblk(start), shift, right);
+        handle.stop().expect("the handle stops");
+        done
+    }
+
+    /// The file as its map has it, by what `ext4_map_blocks` says.
+    fn look(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        while cells.len() < self.model.len() {
+            let lblk = cells.len() as u32;
+            let mut map = MapBlocks::new(Lblk(lblk), self.model.len() as u32 - lblk);
+            let n = ext4_map_blocks(self.inode(), &mut map, GetBlocks::empty())
+                .unwrap_or_else(|e| panic!("{}: block {lblk}: {e:?}", self.what));
+            assert!(map.m_len > 0 && (n == 0 || n == map.m_len), "{}: {map:?}", self.what);
+            cells.extend((0..u64::from(map.m_len)).map(|i| match (n, map.m_flags.contains(MapFlags::MAPPED)) {
+                (0, _) => Hole,
+                (_, true) => Written(map.m_pblk.0 + i),
+                (_, false) => Unwritten(map.m_pblk.0 + i),
+            }));
+        }
+        cells
+    }
+
+    /// The same from extent to extent, past the cache.
+    fn walk(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        while cells.len() < self.model.len() {
+            let es = ext4_ext_next(self.inode(), Lblk(cells.len() as u32)).expect("the map is whole");
+            assert!(es.lblk().0 as usize <= cells.len() && es.end() as usize > cells.len(), "{}: {es:?}", self.what);
+            let from = cells.len() as u32 - es.lblk().0;
+            cells.extend((from..es.len()).map(|i| match es.status() {
+                EsStatus::Hole => Hole,
+                EsStatus::Written => Written(es.pblk().0 + u64::from(i)),
+                EsStatus::Unwritten => Unwritten(es.pblk().0 + u64::from(i)),
+            }));
+        }
+        cells.truncate(self.model.len());
+        cells
+    }
+
+    /// The map is what the model says, in the cache and on disk.
+    fn agree(&self) {
+        for (how, cells) in [("cached", self.look()), ("walked", self.walk())] {
+            if let Some(at) = (0..cells.len()).find(|at| cells[*at] != self.model[*at]) {
+                panic!("{}: {how}: block {at} is {:?}, not {:?}", self.what, cells[at], self.model[at]);
+            }
+        }
+    }
+
+    fn disk(&self, opf: ReqOpf, pblk: u64, buf: &mut [u8]) {
+        bdev_rw(self.m.sb.s_bdev(), opf, pblk * u64::from(self.bs / 512), buf).expect("the disk works");
+    }
+
+    fn block(&self, pblk: u64) -> Vec<u8> {
+        let mut pages = Pages::new(self.bs as usize, 0);
+        self.disk(ReqOpf::REQ_OP_READ, pblk, pages.bytes_mut());
+        pages.bytes().to_vec()
+    }
+
+    fn is_zero(&self, pblk: u64) -> bool {
+        self.block(pblk).iter().all(|byte| *byte == 0)
+    }
+
+    fn soil(&self, pblk: u64, blocks: u32) {
+        let mut pages = Pages::new((blocks * self.bs) as usize, OLD);
+        self.disk(ReqOpf::REQ_OP_WRITE, pblk, pages.bytes_mut());
+    }
+
+    /// A call of `ext4_map_create_blocks` whose answer and consequences must be right. `ENOSPC` changes nothing.
+    fn create(&mut self, lblk: u32, len: u32, flags: GetBlocks) -> Result<u32> {
+        let taken: BTreeSet<u64> = self.model.iter().filter_map(|cell| cell.pblk()).collect();
+        let before = self.model[lblk as usize];
+        let answer = self.map_create(lblk, len, flags);
+        let what = format!("{}: {flags:?} at {lblk}+{len}", self.what);
+        if flags.contains(GetBlocks::CONVERT) && before == Hole {
+            assert_eq!(answer, Err(EIO), "{what}");
+            self.agree();
+            return Err(EIO);
+        }
+        let (n, map) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                assert_eq!(error, ENOSPC, "{what}");
+                self.agree();
+                return Err(error);
+            }
+        };
+        assert!((1..=len).contains(&n) && map.m_len == n, "{what}: {n} {map:?}");
+        let unwritten = flags.contains(GetBlocks::UNINIT_EXT);
+        for i in 0..n {
+            let (at, pblk) = ((lblk + i) as usize, map.m_pblk.0 + u64::from(i));
+            let now = match self.model[at] {
+                Hole => {
+                    assert!(!taken.contains(&pblk), "{what}: block {pblk} is in use");
+                    if unwritten { Unwritten(pblk) } else { Written(pblk) }
+                }
+                Unwritten(p) if flags.contains(GetBlocks::CONVERT) || !unwritten => Written(p),
+                Written(p) if flags.contains(GetBlocks::CONVERT_UNWRITTEN) => {
+                    let kept = map.m_flags.contains(MapFlags::MAPPED);
+                    assert!(!kept || self.is_zero(p), "{what}: {at} was not zeroed");
+                    if kept { Written(p) } else { Unwritten(p) }
+                }
+                cell => cell,
+            };
+            assert_eq!(now.pblk(), Some(pblk), "{what}: where {at} is");
+            let new = before == Hole || (before.pblk().is_some() && now == Written(pblk) && matches!(self.model[at], Unwritten(_)) && !flags.contains(GetBlocks::CONVERT));
+            assert_eq!(map.m_flags.contains(MapFlags::NEW), new, "{what}: {at} new");
+            assert_eq!(map.m_flags.contains(MapFlags::MAPPED), matches!(now, Written(_)), "{what}: {map:?}");
+            if flags.contains(GetBlocks::ZERO) && new {
+                assert!(self.is_zero(pblk), "{what}: {at} was not zeroed");
+            }
+            self.model[at] = now;
+        }
+        if flags.contains(GetBlocks::PRE_IO) && matches!(self.model[lblk as usize], Unwritten(_)) {
+            let es = ext4_ext_next(self.inode(), Lblk(lblk)).expect("the map is whole");
+            assert_eq!((es.lblk(), es.len()), (Lblk(lblk), n), "{what}: an extent of its own");
+        }
+        // Beside what was made written, short remainders may have been zeroed and be written, too.
+        if flags.contains(GetBlocks::CREATE) && !unwritten {
+            for (at, cell) in self.look().into_iter().enumerate() {
+                if let (Unwritten(p), Written(q)) = (self.model[at], cell) {
+                    assert!(p == q && self.is_zero(p), "{what}: {at} shows what was there before");
+                    self.model[at] = cell;
+                }
+            }
+        }
+        self.soil(map.m_pblk.0, n);
+        self.agree();
+        Ok(n)
+    }
+
+    /// [`Fixture::create`] until all of it is done.
+    fn create_all(&mut self, lblk: u32, len: u32, flags: GetBlocks) {
+        let mut done = 0;
+        while done < len {
+            done += self.create(lblk + done, len - done, flags).expect("room on the disk");
+        }
+    }
+
+    fn punch(&mut self, start: u32, end: u32) -> Result {
+        let done = self.remove(start, end);
+        match done {
+            Ok(()) => self.model[start as usize..end as usize].fill(Hole),
+            Err(error) => {
+                assert_eq!(error, ENOSPC, "{}: removing {start}..{end}", self.what);
+                // From the end, and each block freed or as it was.
+                let now = self.look();
+                for at in start as usize..end as usize {
+                    if now[at] == Hole {
+                        self.model[at] = Hole;
+                    }
+                }
+            }
+        }
+        self.agree();
+        done
+    }
+
+    fn collapse(&mut self, start: u32, len: u32) -> Result {
+        self.punch(start, start + len)?;
+        self.shift(start + len, len, false)?;
+        self.model.drain(start as usize..(start + len) as usize);
+        self.model.extend((0..len).map(|_| Hole));
+        self.agree();
+        Ok(())
+    }
+
+    fn insert(&mut self, start: u32, len: u32) -> Result {
+        let blocks = self.model.len();
+        // What would leave the model's end goes first.
+        self.punch(blocks as u32 - len, blocks as u32)?;
+        let done = self.shift(start, len, true);
+        if done.is_ok() {
+            self.model.truncate(blocks - len as usize);
+            self.model.splice(start as usize..start as usize, (0..len).map(|_| Hole));
+        }
+        self.agree();
+        done
+    }
+
+    fn depth(&self) -> u16 {
+        self.inode().i_private().i_data_sem.read().depth()
+    }
+
+    /// All blocks come back, and the disk is as `e2fsck` wants it with and without them.
+    fn finish(mut self) {
+        let _ = Image::from_bytes(&{
+            ext4_dio::ext4_sync_fs(&self.m.sb).expect("syncing");
+            self.m.disk.image()
+        });
+        let blocks = self.model.len() as u32;
+        self.punch(0, blocks).expect("all of it can go");
+        assert_eq!(self.depth(), 0, "{}: an empty tree is flat", self.what);
+        assert_eq!(self.inode().i_private().i_blocks.load(Ordering::Relaxed), 0, "{}: i_blocks", self.what);
+        assert_eq!(free_blocks(&self.m), self.free, "{}: free blocks", self.what);
+        self.m.assert_idle(&self.file);
+        drop(self.file);
+        self.m.finish();
+    }
+
+    /// Unmounts with what there is, which is in order.
+    fn finish_full(self) {
+        self.m.assert_idle(&self.file);
+        drop(self.file);
+        self.m.finish();
+    }
+}
+
+fn free_blocks(m: &Mount) -> u64 {
+    m.sb.s_fs_info().ext4_count_free_clusters().map_err(|error: Ext4Error| error).expect("descriptors")
+}
+
+/// Takes all free blocks but `leave`.
+fn fill_disk(m: &Mount, leave: u32) {
+    let file = m.open("/filler");
+    let inode: &Inode = file.f_inode();
+    let sb = m.sb.s_fs_info();
+    let i_mutex = inode.lock();
+    let mut at = 0;
+    loop {
+        let mut handle = ext4_journal_start(sb, ext4_chunk_trans_blocks(inode, 1000)).expect("a handle");
+        let mut map = MapBlocks::new(Lblk(at), 1000);
+        let done = ext4_map_create_blocks(&mut handle, inode, &mut map, GetBlocks::CREATE_UNINIT_EXT);
+        handle.stop().expect("the handle stops");
+        match done {
+            Ok(n) => at += n,
+            Err(error) => {
+                assert_eq!(error, ENOSPC);
+                break;
+            }
+        }
+    }
+    let mut handle = ext4_journal_start(sb, 100).expect("a handle");
+    if inode.i_private().is_extents() {
+        ext4_ext_remove_space(&mut handle, inode, Lblk(at - leave), Lblk(at)).expect("the end of it can go");
+    } else {
+        ext4_ind_remove_space(&mut handle, inode, Lblk(at - leave), Lblk(at)).expect("the end of it can go");
+    }
+    handle.stop().expect("the handle stops");
+    let size = i64::from(at) * (1 << inode.i_blkbits());
+    i_mutex.i_size_write(size);
+    inode.i_private().i_disksize.store(size, Ordering::Release);
+    inode.mark_inode_dirty(kernel_shim::fs::InodeState::DIRTY_SYNC);
+}
+
+const CONVERT_UNWRITTEN: GetBlocks = GetBlocks::CREATE_UNINIT_EXT.union(GetBlocks::CONVERT_UNWRITTEN);
+const CREATE_ZERO: GetBlocks = GetBlocks::CREATE.union(GetBlocks::ZERO);
+
+/// `steps` random changes of a file of `blocks` blocks.
+fn random_changes(spec: &Mkfs, seed: u64, blocks: u32, steps: u32) {
+    let mut f = Fixture::new(spec, blocks, format!("{} {} seed {seed}", spec.fs_type, spec.block_size));
+    let extents = f.inode().i_private().is_extents();
+    let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut full = 0;
+    for step in 0..steps {
+        f.what = format!("{} {} seed {seed} step {step}", spec.fs_type, spec.block_size);
+        let lblk = rng.below(blocks - 1);
+        let longest = [1, 4, 40, 300][rng.below(4) as usize].min(blocks - lblk);
+        let len = 1 + rng.below(longest);
+        let kind = rng.below(if extents { 20 } else { 12 });
+        let done = match kind {
+            0..=2 => f.create(lblk, len, GetBlocks::CREATE).map(drop),
+            3..=5 => f.create(lblk, len, GetBlocks::CREATE_UNINIT_EXT).map(drop),
+            6 => f.create(lblk, len, CREATE_ZERO).map(drop),
+            7..=9 => f.punch(lblk, lblk + len),
+            10..=11 => f.create(lblk, len.min(3), GetBlocks::IO_CREATE_EXT).map(drop),
+            12..=13 => f.create(lblk, len, GetBlocks::IO_CREATE_EXT).map(drop),
+            14..=16 => f.create(lblk, len, GetBlocks::IO_CONVERT_EXT).map(drop),
+            17 => f.create(lblk, len, CONVERT_UNWRITTEN).map(drop),
+            18 => f.collapse(lblk, len),
+            _ => f.insert(lblk, len.min(blocks - lblk)),
+        };
+        match done {
+            Err(ENOSPC) => {
+                full += 1;
+                // Room again, by and by.
+                let start = rng.below(blocks / 2);
+                let _ = f.punch(start, start + blocks / 2);
+            }
+            Err(EIO) if (14..=16).contains(&kind) => {}
+            done => done.unwrap_or_else(|e| panic!("{}: {e:?}", f.what)),
+        }
+        if step % 50 == 0 {
+            f.inode().i_private().i_es_tree.clear();
+        }
+    }
+    let _ = full;
+    f.finish();
+}
+
+#[test]
+fn random_changes_of_extents_agree_with_the_model() {
+    for block_size in [1024, 2048, 4096] {
+        for seed in 1..4 {
+            random_changes(&spec("ext4", block_size, 4 << 10), seed, 1200, 400);
+        }
+    }
+}
+
+#[test]
+fn random_changes_of_block_numbers_agree_with_the_model() {
+    for fs_type in ["ext2", "ext3"] {
+        for block_size in [1024, 2048, 4096] {
+            random_changes(&spec(fs_type, block_size, 4 << 10), 7, 1400, 300);
+        }
+    }
+}
+
+#[test]
+fn small_disks_run_full_and_empty_again() {
+    for block_size in [1024, 4096] {
+        for seed in 20..23 {
+            random_changes(&spec("ext4", block_size, if block_size == 1024 { 1 << 10 } else { 3 << 10 }), seed, 1500, 400);
+        }
+    }
+    random_changes(&spec("ext2", 1024, 1 << 10), 31, 1500, 400);
+}
+
+#[test]
+fn a_tree_grows_to_depth_three_and_shrinks_back() {
+    for upwards in [false, true] {
+        // Every second block, one by one: no two can be merged. From the end on, nodes are left half full.
+        let extents = if upwards { 2000 } else { 9000 };
+        let mut f = Fixture::new(&spec("ext4", 1024, 24 << 10), 2 * extents, format!("upwards {upwards}"));
+        for n in 0..extents {
+            let lblk = 2 * if upwards { n } else { extents - 1 - n };
+            let (n, map) = f.map_create(lblk, 1, GetBlocks::CREATE).expect("room on the disk");
+            assert_eq!(n, 1);
+            f.model[lblk as usize] = Written(map.m_pblk.0);
+        }
+        f.agree();
+        assert_eq!(f.depth(), if upwards { 2 } else { 3 });
+        let (i_blocks, data) = (f.inode().i_private().i_blocks.load(Ordering::Relaxed) / 2, u64::from(extents));
+        let nodes = i_blocks - data;
+        assert!(nodes >= data / 84 && nodes < data / 40, "{nodes} nodes for {data} extents");
+        ext4_dio::ext4_sync_fs(&f.m.sb).expect("syncing");
+        // What is on the disk is a tree that e2fsck takes; the counts in the super block follow at unmount.
+        let mut depths = vec![f.depth()];
+        let mut end = 2 * extents;
+        while end > 0 {
+            let start = end - end.min(500);
+            f.remove(start, end).expect("removing");
+            f.model[start as usize..end as usize].fill(Hole);
+            depths.push(f.depth());
+            end = start;
+        }
+        assert!(depths.is_sorted_by(|a, b| a >= b), "{depths:?}");
+        f.finish();
+    }
+}
+
+#[test]
+fn a_deep_tree_is_clean_on_disk() {
+    let mut f = Fixture::new(&spec("ext4", 1024, 24 << 10), 8000, "deep".to_string());
+    for n in (0..4000).rev() {
+        let (_, map) = f.map_create(2 * n, 1, if n % 3 == 0 { GetBlocks::CREATE } else { GetBlocks::CREATE_UNINIT_EXT }).expect("room");
+        f.model[2 * n as usize] = if n % 3 == 0 { Written(map.m_pblk.0) } else { Unwritten(map.m_pblk.0) };
+    }
+    for n in 0..300 {
+        f.punch(n * 20 + 1, n * 20 + 8).expect("room");
+    }
+    f.collapse(4001, 77).expect("room");
+    f.insert(100, 51).expect("room");
+    f.finish_full();
+}
+
+/// A file whose root is full, and in the leaf below, if `deep`, every place as well.
+fn full_nodes(deep: bool, leave: u32) -> Fixture {
+    let mut f = Fixture::new(&spec("ext4", 1024, 2 << 10), 1000, format!("deep {deep}, {leave} left"));
+    let extents = if deep { 84 } else { 4 };
+    for n in 0..extents {
+        f.create_all(n * 10, 8, GetBlocks::CREATE_UNINIT_EXT);
+    }
+    assert_eq!(f.depth(), u16::from(deep));
+    fill_disk(&f.m, leave);
+    f
+}
+
+#[test]
+fn without_a_block_for_a_node_the_map_stays_as_it_was() {
+    for deep in [false, true] {
+        for leave in 0..6 {
+            let flags = [
+                GetBlocks::CREATE,
+                CREATE_ZERO,
+                GetBlocks::CREATE_UNINIT_EXT,
+                GetBlocks::IO_CREATE_EXT,
+                GetBlocks::IO_CONVERT_EXT,
+                CONVERT_UNWRITTEN,
+            ];
+            for flags in flags {
+                for (lblk, len) in [(3, 2), (0, 3), (5, 3), (8, 1), (13, 1), (908, 3)] {
+                    let mut f = full_nodes(deep, leave);
+                    let state = f.model[lblk as usize];
+                    let done = f.create(lblk, len, flags);
+                    if state != Hole && !flags.contains(GetBlocks::PRE_IO) {
+                        // Zeroed instead, from what is reserved, or nothing to do.
+                        done.unwrap_or_else(|e| panic!("{}: {flags:?} at {lblk}: {e:?}", f.what));
+                    } else if done.is_err() {
+                        assert!(leave < 3, "{}: {flags:?} at {lblk}: {done:?}", f.what);
+                    }
+                    if leave == 0 && (lblk, len) == (3, 2) && flags == GetBlocks::IO_CREATE_EXT {
+                        assert_eq!(done, Err(ENOSPC), "{}: nothing else can be done before I/O", f.what);
+                    }
+                    f.finish_full();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_nth_read_of_metadata_fails() {
+    for (fs_type, deep) in [("ext4", true), ("ext2", true)] {
+        for op in 0..5 {
+            let mut failed = 0;
+            for n in 1.. {
+                let mut f = Fixture::new(&spec(fs_type, 1024, 4 << 10), 2000, format!("{fs_type} {deep} {op}, read {n}"));
+                for at in 0..if deep { 200 } else { 3 } {
+                    f.map_create(at * 10, 4, GetBlocks::CREATE_UNINIT_EXT).expect("room");
+                }
+                f.model = f.look();
+                let sb = f.m.sb.s_fs_info();
+                sb.buffers.sync_all().expect("the disk works");
+                sb.buffers.invalidate_clean();
+                f.inode().i_private().i_es_tree.clear();
+                let fired = f.m.faults.fired();
+                f.m.faults.fail_nth(n, OpMask::READ);
+                let (start, end) = (995, 1012);
+                let done = match op {
+                    0 => f.map_create(1005, 2, GetBlocks::CREATE).map(drop),
+                    1 => f.map_create(1001, 2, GetBlocks::IO_CREATE_EXT).map(drop),
+                    2 => f.map_create(1001, 2, GetBlocks::CREATE).map(drop),
+                    3 => f.map_create(1001, 2, CONVERT_UNWRITTEN).map(drop),
+                    _ => f.remove(start, end),
+                };
+                f.m.faults.repair();
+                let fired = f.m.faults.fired() > fired;
+                f.inode().i_private().i_es_tree.clear();
+                let now = f.look();
+                if done.is_err() {
+                    assert!(fired, "{}: {done:?}", f.what);
+                    failed += 1;
+                    for (at, (now, old)) in now.iter().zip(&f.model).enumerate() {
+                        let may_go = op == 4 && (start as usize..end as usize).contains(&at);
+                        assert!(now == old || (may_go && *now == Hole), "{}: block {at}", f.what);
+                    }
+                }
+                f.model = now;
+                f.agree();
+                if !fired {
+                    done.unwrap_or_else(|e| panic!("{}: {e:?} without a fault", f.what));
+                    // Whatever failed before left a disk in order; a block that was lost is none of ours.
+                    f.finish_full();
+                    break;
+                }
+            }
+            assert!(failed > 0, "{fs_type} {op}: no fault made it fail");
+        }
+    }
+}
+
+#[test]
+fn unwritten_extents_under_io_stay_as_they_were_cut() {
+    let mut f = Fixture::new(&spec("ext4", 4096, 8 << 10), 200, "G16".to_string());
+    f.create_all(0, 60, GetBlocks::CREATE_UNINIT_EXT);
+    f.inode().i_private().i_unwritten.fetch_add(1, Ordering::AcqRel);
+    f.create_all(20, 10, GetBlocks::IO_CREATE_EXT);
+    // What fallocate adds goes beside it, on the disk too, and does not become one with it.
+    f.create_all(60, 40, GetBlocks::CREATE_UNINIT_EXT);
+    f.create_all(10, 10, GetBlocks::IO_CREATE_EXT);
+    f.create_all(30, 5, GetBlocks::CREATE);
+    for (lblk, len) in [(20, 10), (10, 10)] {
+        let es = ext4_ext_next(f.inode(), Lblk(lblk)).expect("the map is whole");
+        assert_eq!((es.lblk().0, es.len(), es.status()), (lblk, len, EsStatus::Unwritten));
+    }
+    // With nothing left on the disk each can be converted.
+    fill_disk(&f.m, 0);
+    f.create_all(20, 10, GetBlocks::IO_CONVERT_EXT);
+    f.create_all(10, 10, GetBlocks::IO_CONVERT_EXT);
+    f.inode().i_private().i_unwritten.fetch_sub(1, Ordering::AcqRel);
+    f.finish_full();
+}
+
+#[test]
+fn lengths_and_ends_are_kept() {
+    let mut f = Fixture::new(&spec("ext4", 1024, 80 << 10), 70_000, "long".to_string());
+    // Unwritten extents are one block shorter than written ones; all are merged as far as that.
+    let mut at = 0;
+    while at < 66_000 {
+        let (n, map) = f.map_create(at, 66_000 - at, GetBlocks::CREATE_UNINIT_EXT).expect("room");
+        for i in 0..n {
+            f.model[(at + i) as usize] = Unwritten(map.m_pblk.0 + u64::from(i));
+        }
+        at += n;
+    }
+    f.agree();
+    while at > 0 {
+        let start = at - at.min(5000);
+        let mut done = start;
+        while done < at {
+            let (n, _) = f.map_create(done, at - done, GetBlocks::IO_CONVERT_EXT).expect("room");
+            for cell in &mut f.model[done as usize..(done + n) as usize] {
+                *cell = Written(cell.pblk().expect("allocated"));
+            }
+            done += n;
+        }
+        at = start;
+    }
+    f.agree();
+    assert_eq!(f.map_create(u32::MAX, 1, GetBlocks::CREATE), Err(EFBIG));
+    assert_eq!(f.shift(0, u32::MAX - 60_000, true), Err(EINVAL));
+    assert_eq!(f.shift(5, 3, false), Err(EINVAL), "there is no hole");
+    f.finish();
+    // Block numbers of one level after the other end where three levels do.
+    let f = Fixture::new(&spec("ext2", 1024, 4 << 10), 10, "ext2".to_string());
+    let last = 12 + 256 + 65536 + (1 << 24) - 1;
+    assert_eq!(f.map_create(last + 1, 1, GetBlocks::CREATE), Err(EFBIG));
+    for lblk in [last, 12 + 256 + 65536, 12 + 256, 12, 11] {
+        assert_eq!(f.map_create(lblk, 2, GetBlocks::CREATE).expect("room").0, if lblk == 11 || lblk == last { 1 } else { 2 });
+    }
+    f.remove(0, u32::MAX).expect("removing");
+    f.finish();
+}
+
+#[test]
+fn an_allocator_can_be_asked_for_a_goal() {
+    // The file grows where it is: one extent, although it is written block by block.
+    for fs_type in ["ext4", "ext2"] {
+        let mut f = Fixture::new(&spec(fs_type, 1024, 4 << 10), 400, format!("goal {fs_type}"));
+        for at in 0..200 {
+            f.create_all(at, 1, GetBlocks::CREATE);
+        }
+        let es = ext4_ext_next(f.inode(), Lblk(0)).expect("the map is whole");
+        if fs_type == "ext4" {
+            assert_eq!((es.lblk().0, es.len()), (0, 200));
+        }
+        let apart = f.model[..200].windows(2).filter(|w| w[1].pblk() != w[0].pblk().map(|p| p + 1)).count();
+        assert!(apart <= 2, "{fs_type}: {apart} breaks");
+        f.finish();
+    }
+}
