@@ -52,6 +52,7 @@ impl TreeEdit<'_, '_> {
         if map.m_len == 0 {
             return Err(EINVAL.into());
         }
+        let _table_block = self.prepare()?;
         let walk = self.walk(lblk)?;
         let (at, es) = self.find(&walk, lblk)?;
         let create = flags.contains(GetBlocks::CREATE);

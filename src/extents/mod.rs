@@ -35,7 +35,7 @@ pub(crate) use insert::ext4_issue_zeroout;
 pub use remove::ext4_ext_remove_space;
 pub(crate) use remove::{free_credits, free_flags};
 pub use shift::ext4_ext_shift_extents;
-pub(crate) use tree::finish_map_change;
+pub(crate) use tree::{finish_map_change, prepare_to_free};
 
 /// A file's block map: what `i_data_sem` protects. The root of its extent tree, or without the
 /// [`InodeFlags::EXTENTS`] flag its block numbers.

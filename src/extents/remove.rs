@@ -67,6 +67,7 @@ impl TreeEdit<'_, '_> {
     /// Removes what is between `start` and before `end` from the last leaf that has any of that, as much as goes at once. Returns
     /// before which block there may be more, or nothing if there is none.
     fn remove_step(&mut self, start: u32, end: u32) -> Ext4Result<Option<u32>> {
+        let _table_block = self.prepare()?;
         let walk = self.walk(end - 1)?;
         let (last, _) = self.find(&walk, end - 1)?;
         let mut batch = heapless::Vec::<Ext, BATCH>::new();
@@ -82,6 +83,7 @@ impl TreeEdit<'_, '_> {
         let first = last + 1 - batch.len() as u16;
         for ext in &batch {
             self.ctx.sb.check_block_validity(self.ctx.i_ino, Fsblk(ext.pblk), ext.len)?;
+            self.prepare_to_free(ext.pblk, ext.len)?;
         }
         self.unmap(&walk, first, last, lowest.start, top.end())?;
         for ext in batch {

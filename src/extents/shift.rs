@@ -27,13 +27,13 @@ pub fn ext4_ext_shift_extents(handle: &mut Handle<'_>, inode: &Inode, start: Lbl
         ensure_or_restart(handle, needed)?;
         let mut tree = inode.i_private().i_data_sem.write();
         let mut edit = TreeEdit::new(handle, inode, &mut tree);
-        let done = match (cursor, right) {
+        let done = edit.prepare().and_then(|_table_block| match (cursor, right) {
             (None, _) => {
                 edit.shift_begin(start.0, shift, right).map(|()| Some(if right { EXT_MAX_BLOCKS } else { start.0 }))
             }
             (Some(end), true) => edit.shift_right(start.0, end, shift),
             (Some(from), false) => edit.shift_left(from, shift),
-        };
+        });
         let written = edit.finish();
         // Everything behind is somewhere else, or is about to be.
         inode.i_private().i_es_tree.clear();

@@ -18,9 +18,10 @@ use crate::corrupt::{Corrupt, Ext4Result};
 use crate::ext4::*;
 use crate::ext4_jbd2::Handle;
 use crate::extents_status::{EsStatus, ExtentStatus};
-use crate::iget::{InodeCtx, ext4_mark_inode_dirty_tree};
+use crate::iget::{InodeCtx, ext4_get_inode_loc, ext4_mark_inode_dirty_tree};
 use crate::le::Le;
 use crate::mballoc::{AllocationRequest, FreeFlags, MbFlags, ext4_free_blocks, ext4_mb_new_blocks};
+use crate::sb::Ext4SbInfo;
 use crate::{Ext4State, Inode};
 
 /// An entry of a node as it is on disk; extents and index entries have one size, and their first block in one place.
@@ -167,6 +168,16 @@ impl<'e, 's> TreeEdit<'e, 's> {
         Self { handle, inode, tree, ctx: InodeCtx::of(inode), reserve: false, changed: false }
     }
 
+    /// Brings in what the end of every change needs, the inode's block of the table: EIO before anything has changed, not after.
+    pub(super) fn prepare(&self) -> Ext4Result<BufferHead> {
+        Ok(ext4_get_inode_loc(self.ctx.sb, self.ctx.i_ino)?.0)
+    }
+
+    /// The same for blocks that are going to be freed: the bitmaps of their groups.
+    pub(super) fn prepare_to_free(&self, pblk: u64, len: u32) -> Ext4Result {
+        prepare_to_free(self.ctx.sb, pblk, len)
+    }
+
     /// Calls `f` with the node's header and entries.
     fn with_node<R>(&self, step: &Step, f: impl FnOnce(&Node<'_>) -> R) -> Ext4Result<R> {
         let guard = step.bh.as_ref().map(BufferHead::read);
@@ -282,6 +293,11 @@ impl<'e, 's> TreeEdit<'e, 's> {
         for step in walk.steps.iter().rev().take(plan.touched) {
             if let Some(bh) = &step.bh {
                 self.handle.get_write_access(bh)?;
+            }
+        }
+        for step in walk.steps.iter().rev().take(plan.gone) {
+            if let Some(bh) = &step.bh {
+                self.prepare_to_free(bh.block(), 1)?;
             }
         }
         let fresh = self.new_nodes(walk, plan.splits)?;
@@ -468,7 +484,7 @@ impl<'e, 's> TreeEdit<'e, 's> {
                 return Ok(());
             }
             let bounds = Bounds { start, end: EXT_MAX_BLOCKS };
-            let bh = read_extent_tree_block(&self.ctx, child, depth - 1, bounds)?;
+            let Ok(bh) = read_extent_tree_block(&self.ctx, child, depth - 1, bounds) else { return Ok(()) };
             let mut records = heapless::Vec::<Record, 4>::new();
             {
                 let bytes = bh.read();
@@ -480,6 +496,9 @@ impl<'e, 's> TreeEdit<'e, 's> {
                         return Ok(());
                     }
                 }
+            }
+            if self.prepare_to_free(child.0, 1).is_err() {
+                return Ok(());
             }
             let bytes = self.tree.i_data_mut();
             put_header(bytes, depth - 1);
@@ -500,6 +519,15 @@ impl<'e, 's> TreeEdit<'e, 's> {
     }
 }
 
+/// Reads the bitmaps of blocks that are going to be freed.
+pub(crate) fn prepare_to_free(sb: &Ext4SbInfo, pblk: u64, len: u32) -> Ext4Result {
+    let group = |block| sb.ext4_get_group_no_and_offset(Fsblk(block)).map_or(0, |(group, _)| group.0);
+    for group in group(pblk)..=group(pblk + u64::from(len.saturating_sub(1))) {
+        sb.ext4_read_block_bitmap(Group(group))?;
+    }
+    Ok(())
+}
+
 /// Writes an inode whose map was changed, so that fsync knows of it.
 pub(crate) fn finish_map_change(handle: &mut Handle<'_>, inode: &Inode, tree: &ExtentTree) -> Ext4Result {
     inode.mark_inode_dirty(InodeState::DIRTY_SYNC | InodeState::DIRTY_DATASYNC);
@@ -517,6 +545,8 @@ struct Plan {
     grows: bool,
     /// Levels that change, the leaf's first.
     touched: usize,
+    /// Levels that have nothing left, of these.
+    gone: usize,
     /// Entries of the largest node that splits, before it does.
     room: usize,
 }
@@ -524,7 +554,7 @@ struct Plan {
 impl Plan {
     /// Nothing if the numbers cannot be.
     fn make(walk: &Walk, at: u16, remove: u16, new: usize) -> Option<Self> {
-        let mut plan = Plan { splits: 0, grows: false, touched: 0, room: 0 };
+        let mut plan = Plan { splits: 0, grows: false, touched: 0, gone: 0, room: 0 };
         let (mut at, mut remove, mut new) = (at, remove, new);
         for (level, step) in walk.steps.iter().enumerate().rev() {
             if at.checked_add(remove)? > step.entries {
@@ -539,6 +569,7 @@ impl Plan {
                 plan.grows = root;
                 new = 2;
             } else if after == 0 {
+                plan.gone += usize::from(!root);
                 new = 0;
             } else if at > 0 {
                 return Some(plan);

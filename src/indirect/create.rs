@@ -12,7 +12,7 @@ use crate::ext4::*;
 use crate::ext4_jbd2::Handle;
 use crate::extents::{ExtentTree, ext4_issue_zeroout, finish_map_change, free_flags};
 use crate::extents_status::{EsStatus, ExtentStatus};
-use crate::iget::InodeCtx;
+use crate::iget::{InodeCtx, ext4_get_inode_loc};
 use crate::le::Le;
 use crate::mballoc::{AllocationRequest, FreeFlags, MbFlags, ext4_free_blocks, ext4_mb_new_blocks};
 
@@ -117,6 +117,7 @@ impl<'e, 's> IndEdit<'e, 's> {
 
     /// What is at `m_lblk` when it returns, and whether the blocks are new.
     fn map_create(&mut self, map: &MapBlocks, flags: GetBlocks) -> Ext4Result<(ExtentStatus, bool)> {
+        let _table_block = ext4_get_inode_loc(self.ctx.sb, self.ctx.i_ino)?;
         let es = ext4_ind_lookup(&self.ctx, self.tree, map.m_lblk)?;
         if es.status() != EsStatus::Hole || !flags.contains(GetBlocks::CREATE) {
             return Ok((es, false));

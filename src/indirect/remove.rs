@@ -10,7 +10,8 @@ use crate::Inode;
 use crate::corrupt::Ext4Result;
 use crate::ext4::*;
 use crate::ext4_jbd2::Handle;
-use crate::extents::{ensure_or_restart, ext4_blocks_for_truncate, free_credits};
+use crate::extents::{ensure_or_restart, ext4_blocks_for_truncate, free_credits, prepare_to_free};
+use crate::iget::ext4_get_inode_loc;
 use crate::mballoc::{FreeFlags, ext4_free_blocks};
 
 /// Pieces that are freed at once.
@@ -61,6 +62,13 @@ impl IndEdit<'_, '_> {
         let lblk = before - 1;
         let Offsets { path, .. } = ext4_block_to_path(self.ctx.sb.s_blocksize_bits, lblk).ok_or(EIO)?;
         let chain = self.branch(&path)?;
+        let _table_block = ext4_get_inode_loc(self.ctx.sb, self.ctx.i_ino)?;
+        // The tables on the way may go, too.
+        for (table, _) in &chain {
+            if let Some(bh) = table {
+                prepare_to_free(self.ctx.sb, bh.block(), 1)?;
+            }
+        }
         let next = if chain.len() == path.len() {
             self.clear_numbers(&chain, start, lblk)?
         } else {
@@ -100,6 +108,9 @@ impl IndEdit<'_, '_> {
             Ok(())
         })?;
         let low = lblk - (*last - from);
+        for (first, len) in &runs {
+            prepare_to_free(self.ctx.sb, u64::from(*first), *len)?;
+        }
         if !runs.is_empty() {
             self.inode.i_private().i_es_tree.remove(Lblk(low), lblk - low + 1);
             self.put(table, from, (from..=*last).map(|_| 0))?;
