@@ -7,7 +7,7 @@ use kernel_shim::fs::buffer::BufferHead;
 
 use super::{Offsets, check_entry, entry, ext4_block_to_path, ext4_ind_lookup};
 use crate::Inode;
-use crate::corrupt::Ext4Result;
+use crate::corrupt::{Ext4Error, Ext4Result};
 use crate::ext4::*;
 use crate::ext4_jbd2::Handle;
 use crate::extents::{ExtentTree, ext4_issue_zeroout, finish_map_change, free_flags};
@@ -155,7 +155,7 @@ impl<'e, 's> IndEdit<'e, 's> {
         })
     }
 
-    /// Where new blocks should best be: behind the nearest one before in the same table, near the table, or where the inode is.
+    /// Where new blocks should best be: as far behind the nearest one before in the same table as they are in the file, near the table, or where the inode is.
     #[doc(alias = "ext4_find_near")]
     fn goal(&self, chain: &Chain) -> Ext4Result<Fsblk> {
         let (table, index) = chain.last().ok_or(EIO)?;
@@ -163,7 +163,7 @@ impl<'e, 's> IndEdit<'e, 's> {
             for before in (0..*index).rev() {
                 let block = entry(bytes, before)?;
                 if block != 0 {
-                    return Ok::<u32, crate::corrupt::Ext4Error>(block);
+                    return Ok::<u32, Ext4Error>(block.saturating_add(index - before));
                 }
             }
             Ok(0)
