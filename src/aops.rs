@@ -22,10 +22,9 @@ use core::sync::atomic::Ordering;
 
 use kernel_shim::alloc::{GFP_NOFS, KVec};
 use kernel_shim::error::{Result, code::*};
-use kernel_shim::fs::{InodeState, IovIter};
+use kernel_shim::fs::{FileSystem, InodeState, IovIter};
 use kernel_shim::mm::filemap::{
-    BlockRun, PAGE_SIZE, Writeback, WritebackMode, file_remove_suid, fill_page, generic_write_checks,
-    generic_write_sync, reclaim,
+    BlockRun, PAGE_SIZE, Writeback, WritebackMode, fill_page, generic_write_checks, generic_write_sync, reclaim,
 };
 
 use crate::ext4::{GetBlocks, Lblk, MapBlocks, MapFlags};
@@ -73,7 +72,7 @@ pub fn ext4_buffered_write_iter(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) ->
     // Before the checks: what is in flight may move the end of the file, where O_APPEND goes to.
     i_mutex.inode_dio_wait();
     let Some(range) = generic_write_checks(iocb, &i_mutex, iter)? else { return Ok(0) };
-    file_remove_suid(iocb.ki_filp, &i_mutex);
+    crate::Ext4::file_remove_privs(iocb, &i_mutex)?;
     i_mutex.file_update_time();
     let ret = ext4_perform_write(iocb, &i_mutex, iter);
     i_mutex.unlock();

@@ -115,6 +115,20 @@ impl<'i> DioLock<'i> {
         }
     }
 
+    /// [`DioLock::retake_lock`] for a write that must not sleep: without `i_mutex` if somebody else has it, who may be waiting for this
+    /// very write's data to reach the device.
+    pub fn try_retake_lock(self) -> Option<Locked<'i>> {
+        match self {
+            Self::IMutex(i_mutex) => Some(i_mutex),
+            Self::InFlight(count, window) => {
+                let inode: &'i Inode = count.inode();
+                drop(window);
+                drop(count);
+                inode.try_lock()
+            }
+        }
+    }
+
     /// Whether `i_mutex` was given up.
     pub fn is_in_flight(&self) -> bool {
         matches!(self, Self::InFlight(..))

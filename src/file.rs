@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `fs/ext4/file.c`: writes come in here, and here it is settled whether a direct one may leave `i_mutex` (hunk 1 of the patch).
 
+use core::sync::atomic::Ordering;
+
 use kernel_shim::block::BlkPlug;
 use kernel_shim::bug_on;
 use kernel_shim::error::{Result, code::*};
@@ -8,17 +10,74 @@ use kernel_shim::fs::{IocbFlags, IovIter, OpenFlags};
 use kernel_shim::mm::filemap::{
     __generic_file_aio_write, WriteRange, generic_file_read, generic_write_checks, generic_write_sync,
 };
+use kernel_shim::sync::MutexGuard;
 use kernel_shim::testing::{Fix, reverted, trace};
 
 use crate::aops::ext4_buffered_write_iter;
 use crate::ext4::{DioMode, GetBlocks, Lblk, MapBlocks, MapFlags};
-use crate::inode::{ext4_map_blocks, ext4_should_dioread_nolock};
+use crate::inode::{ext4_map_blocks, ext4_map_blocks_nowait, ext4_should_dioread_nolock};
 use crate::{Inode, Kiocb, Locked, Private};
+
+/// What a direct write may do, and what it needs: C's `overwrite`, with more answers than two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All blocks are written: nothing changes but data, and `i_mutex` may go. With it where the first blocks are, which stays
+    /// true as long as the write is protected from truncate.
+    Overwrite(MapBlocks),
+    /// Whole blocks inside the file, some of which hold no data yet: `i_mutex` may go, and they are allocated, and converted
+    /// when the data is there, in the window.
+    Fill,
+    /// Whole blocks, and the file ends behind them: as [`Verdict::Fill`], and the size moves at the end.
+    Extend,
+    /// `i_mutex` stays.
+    Locked(LockedDio),
+}
+
+bitflags::bitflags! {
+    /// What a write under `i_mutex` needs.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct LockedDio: u32 {
+        /// Blocks that hold no data are among them.
+        const FILL = 1;
+        /// It ends past the end of the file.
+        const EXTEND = 2;
+        /// Nobody else may be in the device with it, and it is waited for.
+        const WAIT = 4;
+    }
+}
+
+impl Verdict {
+    /// Whether `i_mutex` may go.
+    #[inline]
+    pub fn leaves(&self) -> bool {
+        !matches!(self, Self::Locked(_))
+    }
+
+    /// Whether blocks are allocated or converted, or the size moves.
+    #[inline]
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Overwrite(_) => false,
+            Self::Fill | Self::Extend => true,
+            Self::Locked(locked) => !locked.is_empty(),
+        }
+    }
+
+    /// Whether the size moves.
+    #[inline]
+    pub fn extends(&self) -> bool {
+        match self {
+            Self::Extend => true,
+            Self::Locked(locked) => locked.contains(LockedDio::EXTEND),
+            _ => false,
+        }
+    }
+}
 
 /// `f_op->write`. Returns bytes written, or `EIOCBQUEUED` for an asynchronous kiocb whose completion will tell.
 ///
-/// `EBADF` unless the file is open for writing, `EROFS` if the mount has become read-only, `EOPNOTSUPP` for a buffered write
-/// and for one that would have to allocate or convert blocks; then nothing has changed.
+/// `EBADF` unless the file is open for writing, `EROFS` if the mount has become read-only, `EIO` if it was shut down, `EAGAIN` for
+/// a kiocb that must not sleep and would.
 ///
 /// Takes and returns `i_mutex`; sleeps.
 #[doc(alias = "ext4_file_write_iter")]
@@ -60,25 +119,34 @@ pub fn ext4_file_dio_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, pos: i6
 
     let unaligned_aio = inode.i_private().is_extents() && !iocb.is_sync() && ext4_unaligned_aio(inode, iter, pos);
     // One unaligned asynchronous write at a time, and after what is still to be converted.
-    let aio_mutex = unaligned_aio.then(|| {
-        let aio = &inode.i_private().aio;
-        let guard = aio.aio_mutex.lock();
-        aio.wait();
-        guard
-    });
+    let aio_mutex = match unaligned_aio {
+        true => match ext4_aio_mutex(inode, iocb.is_nowait()) {
+            Ok(guard) => Some(guard),
+            Err(e) => return Err(e),
+        },
+        false => None,
+    };
 
     bug_on!(iocb.ki_pos != pos);
 
     trace("ext4_file_dio_write");
-    let i_mutex = inode.lock();
+    let i_mutex = match iocb.is_nowait() {
+        false => inode.lock(),
+        true => match inode.try_lock() {
+            Some(i_mutex) => i_mutex,
+            None => return Err(EAGAIN),
+        },
+    };
     let plug = BlkPlug::start();
 
     // Always set, whatever path the write takes from here: who reads it must find it (G7, G37).
-    ext4_set_verdict(iocb, None);
+    ext4_set_verdict(iocb, Verdict::Locked(LockedDio::empty()));
     let (i_mutex, range, ret) = ext4_dio_write_checked(iocb, i_mutex, iter, unaligned_aio);
     // A path that never asked for the verdict leaves it behind.
     iocb.private = None;
-    i_mutex.unlock();
+    if let Some(i_mutex) = i_mutex {
+        i_mutex.unlock();
+    }
 
     let ret = match (ret, range) {
         // PORT: C also syncs here if the write was queued, long before its data is on disk (G13); that is done when it
@@ -95,36 +163,49 @@ pub fn ext4_file_dio_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, pos: i6
     ret
 }
 
+/// The inode's aio mutex, with no conversion outstanding: C's `ext4_aio_mutex()` and `ext4_aiodio_wait()`.
+#[cold]
+fn ext4_aio_mutex(inode: &Inode, nowait: bool) -> Result<MutexGuard<'_, ()>> {
+    let aio = &inode.i_private().aio;
+    if nowait {
+        return aio.aio_mutex.try_lock().filter(|_| !aio.is_unwritten()).ok_or(EAGAIN);
+    }
+    let guard = aio.aio_mutex.lock();
+    aio.wait();
+    Ok(guard)
+}
+
 #[inline]
-fn ext4_set_verdict(iocb: &mut Kiocb<'_>, overwrite: Option<MapBlocks>) {
+fn ext4_set_verdict(iocb: &mut Kiocb<'_>, verdict: Verdict) {
     // The file may have lost O_DIRECT since this write was found to be direct; the verdict stands all the same (G7).
     if reverted(Fix::G7) && !iocb.ki_filp.f_flags().contains(OpenFlags::O_DIRECT) {
         return;
     }
-    iocb.private = Some(Private::Overwrite(overwrite));
+    iocb.private = Some(Private::Verdict(verdict));
 }
 
-/// The part under `i_mutex`: checks, verdict, write. Entered with `i_mutex`, returns with it.
+/// The part under `i_mutex`: checks, verdict, write. Entered with `i_mutex`, returns with it; only a write that must not sleep may
+/// return without.
 #[inline]
 fn ext4_dio_write_checked<'i>(
     iocb: &mut Kiocb<'_>,
     i_mutex: Locked<'i>,
     iter: &mut IovIter<'_>,
     unaligned_aio: bool,
-) -> (Locked<'i>, Option<WriteRange>, Result<usize>) {
+) -> (Option<Locked<'i>>, Option<WriteRange>, Result<usize>) {
     // PORT: C takes the verdict first and then lets O_APPEND and the limits move and cut the write (G37).
     let early = WriteRange { pos: iocb.ki_pos, count: iter.count() };
     let range = match generic_write_checks(iocb, &i_mutex, iter) {
         Ok(Some(range)) => range,
-        Ok(None) => return (i_mutex, None, Ok(0)),
-        Err(e) => return (i_mutex, None, Err(e)),
+        Ok(None) => return (Some(i_mutex), None, Ok(0)),
+        Err(e) => return (Some(i_mutex), None, Err(e)),
     };
     let asked = if reverted(Fix::G37) { early } else { range };
-    let overwrite = match ext4_dio_verdict(&i_mutex, iter, asked, unaligned_aio) {
-        Ok(overwrite) => overwrite,
-        Err(e) => return (i_mutex, None, Err(e)),
+    let verdict = match ext4_dio_verdict(iocb, &i_mutex, iter, asked, unaligned_aio) {
+        Ok(verdict) => verdict,
+        Err(e) => return (Some(i_mutex), None, Err(e)),
     };
-    ext4_set_verdict(iocb, overwrite);
+    ext4_set_verdict(iocb, verdict);
     let (i_mutex, ret) = __generic_file_aio_write(iocb, i_mutex, range, iter);
     (i_mutex, Some(range), ret)
 }
@@ -132,29 +213,34 @@ fn ext4_dio_write_checked<'i>(
 /// May this write leave `i_mutex`? Entered and left with it: the answer is good while it is held, and afterwards as long as
 /// the write is counted in flight.
 ///
-/// `Some`: an overwrite of written blocks, and where the first of them are. `None`: it can be done, under `i_mutex`.
-/// `EOPNOTSUPP`: it needs blocks to be allocated or converted.
+/// `EINVAL` if the device cannot write it, `EAGAIN` if it would sleep and must not; `EFBIG`, `EIO`, `EFSCORRUPTED` from looking
+/// the blocks up.
 #[inline]
 fn ext4_dio_verdict(
+    iocb: &Kiocb<'_>,
     i_mutex: &Locked<'_>,
     iter: &IovIter<'_>,
     range: WriteRange,
     unaligned_aio: bool,
-) -> Result<Option<MapBlocks>> {
+) -> Result<Verdict> {
     let inode = i_mutex.inode();
     let mode = inode.i_sb().s_fs_info().dio_mode();
-    // Past i_size there is the size to move, which takes i_mutex (and, so far, more than this crate has).
     let end = range.pos.checked_add(i64::try_from(range.count).map_err(|_| EFBIG)?).ok_or(EFBIG)?;
-    if end > inode.i_size() {
-        return Err(EOPNOTSUPP);
+    // Past i_size there is the size to move. The disk may know less of the file than memory: a buffered write is not there
+    // yet; and what is written beyond what the disk knows is not there after a crash (G24).
+    if end > inode.i_size() || end > inode.i_private().i_disksize.load(Ordering::Acquire) {
+        return ext4_dio_verdict_change(iocb, i_mutex, iter, range, LockedDio::EXTEND);
     }
     // Whole written extents, or not: asked once for both answers.
-    let (map, one_extent) = ext4_overwrite_io(inode, range)?;
+    let Some((map, one_extent)) = ext4_overwrite_io(inode, range, iocb.is_nowait())? else {
+        return ext4_dio_verdict_change(iocb, i_mutex, iter, range, LockedDio::FILL);
+    };
 
     let may_leave = ext4_should_dioread_nolock(inode)
         && !unaligned_aio
-        // Pages would have to be kept right against readers that come while the write is under way.
-        && inode.i_mapping().nrpages() == 0
+        // Pages are written and dropped before, and dropped again at the end if somebody has read them meanwhile (G11). The patch
+        // keeps the lock if the file has any.
+        && (mode == DioMode::InFlight || inode.i_mapping().nrpages() == 0)
         // Finer than the device can write: the rest of its block is read first, so nobody may write there meanwhile.
         && ext4_device_aligned(inode, iter, range)
         // The patch asks with one look-up, which finds one extent; across a border of two it keeps the lock (G23).
@@ -167,49 +253,102 @@ fn ext4_dio_verdict(
         _ => &stats.exclusive,
     }
     .inc();
-    Ok(may_leave.then_some(map))
+    if may_leave {
+        return Ok(Verdict::Overwrite(map));
+    }
+    if iocb.is_nowait() && !ext4_device_aligned(inode, iter, range) {
+        return Err(EAGAIN);
+    }
+    Ok(Verdict::Locked(LockedDio::empty()))
 }
 
-/// Where the range begins on the device, and whether all of it is one written extent; `EOPNOTSUPP` if some of it is not
-/// written at all.
+/// The verdict on a write that fills (`FILL`) or extends (`EXTEND`) the file. As [`ext4_dio_verdict`].
+#[cold]
+fn ext4_dio_verdict_change(
+    iocb: &Kiocb<'_>,
+    i_mutex: &Locked<'_>,
+    iter: &IovIter<'_>,
+    range: WriteRange,
+    mut what: LockedDio,
+) -> Result<Verdict> {
+    let inode = i_mutex.inode();
+    // It allocates, or converts when it ends: both sleep (G34).
+    if iocb.is_nowait() {
+        return Err(EAGAIN);
+    }
+    let sector = (range.pos as usize | iter.alignment()) & 511;
+    let device_aligned = ext4_device_aligned(inode, iter, range);
+    // Checked here, so that a write that cannot be has changed nothing.
+    if sector != 0 {
+        return Err(EINVAL);
+    }
+    let blockmask = (1i64 << inode.i_blkbits()) - 1;
+    let whole_blocks = (range.pos | range.pos.wrapping_add(range.count as i64)) & blockmask == 0;
+    let i_size = inode.i_size();
+    // The block that the file ends in has to be zeroed to its end first.
+    let gap = range.pos > i_size && i_size & blockmask != 0;
+    let extends = what.contains(LockedDio::EXTEND);
+    let mode = inode.i_sb().s_fs_info().dio_mode();
+    let leaves =
+        mode == DioMode::InFlight && ext4_should_dioread_nolock(inode) && whole_blocks && device_aligned && !gap;
+    let stats = &inode.i_sb().s_fs_info().dio.stats;
+    if extends { &stats.extend } else { &stats.fill }.inc();
+    if leaves { &stats.in_flight } else { &stats.exclusive }.inc();
+    Ok(match (leaves, extends) {
+        (true, true) => Verdict::Extend,
+        (true, false) => Verdict::Fill,
+        (false, _) => {
+            // As in C one that extends is waited for, and one that zeroes is alone in the device.
+            if extends || !whole_blocks || !device_aligned {
+                what |= LockedDio::WAIT;
+            }
+            Verdict::Locked(what)
+        }
+    })
+}
+
+/// Where the range begins on the device, and whether all of it is one written extent; nothing if some of it is not written.
 ///
 /// Mapped is not enough: an extent that was allocated ahead and never written must be converted after the write, which is a
 /// change of the map.
 #[inline]
-fn ext4_overwrite_io(inode: &Inode, range: WriteRange) -> Result<(MapBlocks, bool)> {
+fn ext4_overwrite_io(inode: &Inode, range: WriteRange, nowait: bool) -> Result<Option<(MapBlocks, bool)>> {
     let blkbits = inode.i_blkbits();
     let first = range.pos as u64 >> blkbits;
     let end = (range.pos as u64 + range.count as u64 + (1 << blkbits) - 1) >> blkbits;
     // Below 2^32, as it ends inside the file.
     let m_lblk = Lblk(u32::try_from(first).map_err(|_| EFBIG)?);
     let m_len = u32::try_from(end - first).map_err(|_| EFBIG)?;
-    let map = ext4_written_blocks(inode, m_lblk, m_len)?;
-    if map.m_len < m_len {
-        ext4_overwrite_io_many(inode, first + u64::from(map.m_len), end)?;
+    let Some(map) = ext4_written_blocks(inode, m_lblk, m_len, nowait)? else { return Ok(None) };
+    if map.m_len < m_len && !ext4_overwrite_io_many(inode, first + u64::from(map.m_len), end, nowait)? {
+        return Ok(None);
     }
-    Ok((map, map.m_len == m_len))
+    Ok(Some((map, map.m_len == m_len)))
 }
 
-/// Up to `len` blocks from `lblk` on, at least one, all written.
+/// Up to `len` blocks from `lblk` on, at least one, if they are written.
 #[inline]
-fn ext4_written_blocks(inode: &Inode, lblk: Lblk, len: u32) -> Result<MapBlocks> {
+fn ext4_written_blocks(inode: &Inode, lblk: Lblk, len: u32, nowait: bool) -> Result<Option<MapBlocks>> {
     let mut map = MapBlocks::new(lblk, len);
-    let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty())?;
-    if n == 0 || !map.m_flags.contains(MapFlags::MAPPED) {
-        return Err(EOPNOTSUPP);
-    }
-    Ok(map)
+    let n = match nowait {
+        false => ext4_map_blocks(inode, &mut map, GetBlocks::empty())?,
+        true => ext4_map_blocks_nowait(inode, &mut map)?,
+    };
+    Ok((n > 0 && map.m_flags.contains(MapFlags::MAPPED)).then_some(map))
 }
 
 /// Whether blocks `at..end` are all written, in however many extents.
 #[cold]
-fn ext4_overwrite_io_many(inode: &Inode, mut at: u64, end: u64) -> Result {
+fn ext4_overwrite_io_many(inode: &Inode, mut at: u64, end: u64, nowait: bool) -> Result<bool> {
     while at < end {
         let lblk = Lblk(u32::try_from(at).map_err(|_| EFBIG)?);
         let len = u32::try_from(end - at).map_err(|_| EFBIG)?;
-        at += u64::from(ext4_written_blocks(inode, lblk, len)?.m_len);
+        match ext4_written_blocks(inode, lblk, len, nowait)? {
+            Some(map) => at += u64::from(map.m_len),
+            None => return Ok(false),
+        }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Whether the device can write the range as it is.

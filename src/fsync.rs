@@ -77,3 +77,12 @@ fn ext4_fsync_nojournal(inode: &Inode, datasync: bool) -> Result {
     }
     blkdev_issue_flush(inode.i_sb().s_bdev())
 }
+
+/// Whether what `fdatasync` needs of the inode is not on disk yet: then a write-through of data alone does not make it durable.
+pub fn ext4_inode_datasync_dirty(inode: &Inode) -> bool {
+    let info = inode.i_private();
+    match inode.i_sb().s_fs_info().s_journal() {
+        Some(_) => info.i_datasync_tid.load(Ordering::Acquire) != 0,
+        None => inode.i_state().contains(InodeState::DIRTY_DATASYNC) || info.i_unsynced.load(Ordering::Acquire),
+    }
+}

@@ -111,6 +111,7 @@ mod bitmap;
 pub mod block_validity;
 pub mod checksum;
 pub mod corrupt;
+pub mod dio;
 pub mod dio_lock;
 pub mod dir;
 pub(crate) mod dirblock;
@@ -174,10 +175,9 @@ pub type SuperBlock = kernel_shim::fs::SuperBlock<Ext4>;
 /// What `kiocb.private` holds. In C one `void *` is both, one after the other.
 #[derive(Debug)]
 pub enum Private {
-    /// `iocb->private = &overwrite`: file.rs's verdict, taken once by inode.rs. For an overwrite it has with it where the
-    /// first blocks are, which stays true as long as the write is protected from truncate.
-    Overwrite(Option<ext4::MapBlocks>),
-    /// `iocb->private = io_end`: an asynchronous write's companion, which goes on into the request.
+    /// `iocb->private = &overwrite`: file.rs's verdict, taken once by inode.rs.
+    Verdict(file::Verdict),
+    /// `iocb->private = io_end`: the write's companion, which goes on into the request.
     IoEnd(PoolBox<page_io::IoEnd>),
 }
 

@@ -9,11 +9,14 @@ use kernel_shim::error::{Error, Result, code::*};
 use kernel_shim::fs::{FileSystem, InodeFlags, IovIter, NewInode, OpenFlags, SbFlags};
 use kernel_shim::mm::filemap::BlockRun;
 
+use kernel_shim::mm::filemap::{file_remove_suid, should_remove_suid};
+
 use crate::corrupt::{Corrupt, Ext4Error};
 use crate::ext4::{EXT4_ROOT_INO, Ino};
 use crate::iget::{Iget, ext4_read_inode};
 use crate::path::{Cred, path_open};
 use crate::sb::{Ext4SbInfo, ext4_fill_super};
+use crate::xattr::{ext4_file_remove_privs, ext4_need_remove_privs};
 use crate::{Ext4, Ext4InodeInfo, File, IRef, Inode, Kiocb, Locked, Private, SuperBlock};
 
 impl FileSystem for Ext4 {
@@ -27,7 +30,7 @@ impl FileSystem for Ext4 {
         i_mutex: Locked<'i>,
         iter: &mut IovIter<'_>,
         offset: i64,
-    ) -> (Locked<'i>, Result<usize>) {
+    ) -> (Option<Locked<'i>>, Result<usize>) {
         crate::inode::ext4_direct_IO(iocb, i_mutex, iter, offset)
     }
 
@@ -45,6 +48,23 @@ impl FileSystem for Ext4 {
 
     fn get_block(inode: &Inode, lblk: u64, len: u32) -> Result<BlockRun> {
         crate::aops::ext4_read_block(inode, lblk, len)
+    }
+
+    fn append_pos(i_mutex: &Locked<'_>) -> i64 {
+        i_mutex.i_private().aio.append_pos(i_mutex.i_size())
+    }
+
+    fn file_remove_privs(iocb: &Kiocb<'_>, i_mutex: &Locked<'_>) -> Result {
+        let caps = ext4_need_remove_privs(i_mutex)?;
+        if iocb.is_nowait() && (caps || should_remove_suid(iocb.ki_filp, i_mutex)) {
+            return Err(EAGAIN);
+        }
+        file_remove_suid(iocb.ki_filp, i_mutex);
+        if caps { ext4_file_remove_privs(i_mutex) } else { Ok(()) }
+    }
+
+    fn write_and_wait(inode: &Inode, start: i64, end: i64) -> Result {
+        crate::aops::filemap_write_and_wait_range(inode, start, end)
     }
 
     fn write_inode(inode: &Inode) -> Result {

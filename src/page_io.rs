@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! `fs/ext4/page-io.c`: `ext4_io_end`, what one asynchronous direct write carries to its completion.
+//! `fs/ext4/page-io.c`: `ext4_io_end`, what a direct write carries to its completion.
 
+use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use kernel_shim::alloc::{GFP_KERNEL, Pool, PoolBox};
-use kernel_shim::error::Result;
+use kernel_shim::alloc::{Arc, GFP_KERNEL, Pool, PoolBox};
+use kernel_shim::error::{Result, code::EIO};
 use kernel_shim::percpu::Counter;
 use kernel_shim::sync::{Mutex, WaitQueue};
 use kernel_shim::testing::trace;
+use kernel_shim::workqueue::{Work, WorkItem, Workqueue};
 
-use crate::{Inode, Private};
+use crate::dio::{Extending, ext4_convert_unwritten_extents, ext4_dio_trim};
+use crate::{IRef, Inode, Private};
 
 bitflags::bitflags! {
     /// C's `EXT4_IO_END_*`.
@@ -26,10 +29,57 @@ bitflags::bitflags! {
 
 /// C's `ext4_io_end_t`: state of one write. It belongs to the write alone: ext4 once kept a pointer to "the" current one
 /// in the inode, which a second writer without `i_mutex` overwrote (G4), and which dangled when the first had completed (G5).
-#[derive(Debug)]
 pub struct IoEnd {
     /// See [`IoEndFlags`].
     pub flag: IoEndFlags,
+    /// Of a write past the end: where it ends, in bytes, and the inode, for the worker that trims it if it fails.
+    extends: Option<(i64, IRef)>,
+    work: Work,
+}
+
+impl fmt::Debug for IoEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IoEnd({:?})", self.flag)
+    }
+}
+
+impl IoEnd {
+    /// Blocks of the write are unwritten: counted until they are converted, or not to be.
+    pub(crate) fn set_unwritten(&mut self, inode: &Inode) {
+        self.flag.insert(IoEndFlags::UNWRITTEN);
+        inode.i_private().aio.i_aiodio_unwritten.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The write ends at byte `end`, past the end of the file.
+    pub(crate) fn set_extends(&mut self, inode: &IRef, end: i64) {
+        self.extends = Some((end, inode.clone()));
+    }
+
+    /// There was no room for all of it: it ends at byte `end`.
+    pub(crate) fn cut_extends(&mut self, end: i64) {
+        if let Some((at, _)) = &mut self.extends {
+            *at = end;
+        }
+    }
+
+    /// Whether its end has to do what takes sleeping.
+    pub(crate) fn sleeps(&self) -> bool {
+        self.flag.contains(IoEndFlags::UNWRITTEN) || self.extends.is_some()
+    }
+}
+
+impl WorkItem for IoEnd {
+    type Pointer = PoolBox<Self>;
+
+    fn work(&self) -> &Work {
+        &self.work
+    }
+
+    fn run(this: PoolBox<Self>) {
+        if let Some((_, inode)) = &this.extends {
+            ext4_dio_trim(inode);
+        }
+    }
 }
 
 /// For the 1024 direct writes of one mount that the direct-I/O layer lets be under way at once, and for as many submitters that
@@ -39,6 +89,8 @@ const IO_END_POOL: usize = 2048;
 /// The part of the mount that direct I/O owns.
 pub struct DioInfo {
     io_end: Pool<IoEnd, IO_END_POOL>,
+    /// For what waits for `i_mutex`: see [`ext4_dio_trim`]. Not the queue of completions, for those it waits for.
+    trim_wq: Arc<Workqueue>,
     /// Direct writes by how they ran: see [`DioStats`].
     pub stats: DioStats,
 }
@@ -46,7 +98,17 @@ pub struct DioInfo {
 impl DioInfo {
     /// [`ENOMEM`](kernel_shim::error::code::ENOMEM) if there is no memory for the pool.
     pub fn new() -> Result<Self> {
-        Ok(Self { io_end: Pool::new(IO_END_POOL, GFP_KERNEL, "ext4_io_end")?, stats: DioStats::default() })
+        Ok(Self {
+            io_end: Pool::new(IO_END_POOL, GFP_KERNEL, "ext4_io_end")?,
+            trim_wq: Workqueue::new("ext4-dio-trim", 1)?,
+            stats: DioStats::default(),
+        })
+    }
+
+    /// Sleeps until what failed writes had allocated past the end is given back. Called after direct I/O was drained, without
+    /// locks.
+    pub fn drain_trims(&self) {
+        self.trim_wq.drain();
     }
 
     /// How many `io_end`s there are.
@@ -69,6 +131,10 @@ pub struct DioStats {
     pub i_data_sem: Counter,
     /// Without `i_mutex`, counted only.
     pub in_flight: Counter,
+    /// Of all, those that had blocks allocated or converted.
+    pub fill: Counter,
+    /// Of all, those past the end of the file.
+    pub extend: Counter,
 }
 
 /// Per inode, for asynchronous writes that are not whole blocks.
@@ -81,12 +147,30 @@ pub struct AioInfo {
     /// Writes that will convert unwritten blocks when they complete.
     i_aiodio_unwritten: AtomicU32,
     ioend_wq: WaitQueue,
+    /// Writes past the end that are in flight. Lock order: `i_mutex`, handle, this.
+    pub(crate) extending: Mutex<Extending>,
 }
 
 impl AioInfo {
     /// None under way.
     pub const fn new() -> Self {
-        Self { aio_mutex: Mutex::new(()), i_aiodio_unwritten: AtomicU32::new(0), ioend_wq: WaitQueue::new() }
+        Self {
+            aio_mutex: Mutex::new(()),
+            i_aiodio_unwritten: AtomicU32::new(0),
+            ioend_wq: WaitQueue::new(),
+            extending: Mutex::new(Extending::NONE),
+        }
+    }
+
+    /// Whether a conversion is outstanding. A value that was true at some moment.
+    pub fn is_unwritten(&self) -> bool {
+        self.i_aiodio_unwritten.load(Ordering::Acquire) != 0
+    }
+
+    fn unwritten_done(&self) {
+        if self.i_aiodio_unwritten.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.ioend_wq.wake_up_all();
+        }
     }
 
     /// Sleeps until no conversion is outstanding: C's `ext4_aiodio_wait()`.
@@ -106,17 +190,51 @@ impl Default for AioInfo {
 
 /// A new `io_end`, or `None` if there is none to be had. Does not sleep.
 pub fn ext4_init_io_end(inode: &Inode) -> Option<PoolBox<IoEnd>> {
-    inode.i_sb().s_fs_info().dio.io_end.try_alloc(IoEnd { flag: IoEndFlags::DIRECT }).ok()
+    let io_end = IoEnd { flag: IoEndFlags::DIRECT, extends: None, work: Work::new() };
+    inode.i_sb().s_fs_info().dio.io_end.try_alloc(io_end).ok()
 }
 
-/// Called when all bios of a direct write have ended, also if they failed; any context.
-///
-/// An overwrite has nothing to convert, so all there is to do is to give the `io_end` back.
-pub fn ext4_end_io_dio(_inode: &Inode, _offset: i64, ret: Result<usize>, private: Option<Private>) -> Result {
+/// Called when all bios of a direct write have ended, also if they failed. Any context, unless the write changes the map or the
+/// size ([`IoEnd::sleeps`]): then one that may sleep, without locks and counted in flight.
+pub fn ext4_end_io_dio(inode: &Inode, offset: i64, ret: Result<usize>, private: Option<Private>) -> Result {
     trace(if ret.is_err() { "ext4_end_io_dio: error" } else { "ext4_end_io_dio" });
-    if let Some(Private::IoEnd(io_end)) = private {
-        // An unwritten block is never the target of a write that gets here; a failed one would convert nothing (G30).
-        kernel_shim::warn_on!(io_end.flag.contains(IoEndFlags::UNWRITTEN) && ret.is_ok());
+    match private {
+        Some(Private::IoEnd(io_end)) if io_end.sleeps() => ext4_end_io_convert(inode, offset, ret, io_end),
+        // An overwrite has nothing to convert, so all there is to do is to give the `io_end` back.
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// The end of a write that allocated or converts blocks, or that moves the size. A failed one converts nothing: its blocks stay
+/// unwritten, and read as zeros (G30).
+#[doc(alias = "ext4_end_io_nolock")]
+#[cold]
+fn ext4_end_io_convert(inode: &Inode, offset: i64, ret: Result<usize>, io_end: PoolBox<IoEnd>) -> Result {
+    let aio = &inode.i_private().aio;
+    let unwritten = io_end.flag.contains(IoEndFlags::UNWRITTEN);
+    let extends = io_end.extends.as_ref().map(|(end, _)| *end);
+    let done = match ret {
+        Ok(size @ 1..) => ext4_convert_unwritten_extents(inode, offset, size, unwritten, extends.is_some()),
+        _ => Ok(()),
+    };
+    // Also if the write or the conversion failed: whoever waits for it would wait for ever (G32).
+    if unwritten {
+        aio.unwritten_done();
+    }
+    if let Some(end) = extends {
+        let reached = ret.is_ok_and(|size| offset.saturating_add(size as i64) >= end);
+        if aio.extend_end(inode, done.is_err() || !reached) {
+            // Queued once: it was made for this write alone.
+            let _ = inode.i_sb().s_fs_info().dio.trim_wq.queue(io_end);
+        }
+    }
+    done
+}
+
+/// A write that ended before it was submitted: nothing is to be converted, and blocks past the end are given back.
+#[doc(alias = "ext4_free_io_end")]
+pub(crate) fn ext4_abandon_io_end(inode: &Inode, io_end: PoolBox<IoEnd>) {
+    if io_end.sleeps() {
+        let _ = ext4_end_io_convert(inode, 0, Err(EIO), io_end);
+    }
 }

@@ -5,6 +5,7 @@ mod alloc;
 mod boot;
 mod damaged;
 mod differential;
+mod dio;
 mod extents;
 mod faults;
 mod file;

@@ -110,6 +110,13 @@ pub trait BlockDevice: Send + Sync {
         self.commit_rqs();
     }
 
+    /// Looks for requests that have ended, and ends them; whether there were any. Called by tasks that rather poll than sleep. A device
+    /// that interrupts anyway need not know how.
+    #[doc(alias = "blk_mq_ops::poll")]
+    fn poll(&self) -> bool {
+        false
+    }
+
     /// For messages.
     fn name(&self) -> &str {
         "disk"
@@ -132,6 +139,9 @@ impl<T: BlockDevice + ?Sized> BlockDevice for &T {
     fn queue_last(&self, rq: Request) {
         (**self).queue_last(rq);
     }
+    fn poll(&self) -> bool {
+        (**self).poll()
+    }
     fn name(&self) -> &str {
         (**self).name()
     }
@@ -152,6 +162,9 @@ impl<T: BlockDevice> BlockDevice for Arc<T> {
     }
     fn queue_last(&self, rq: Request) {
         (**self).queue_last(rq);
+    }
+    fn poll(&self) -> bool {
+        (**self).poll()
     }
     fn name(&self) -> &str {
         (**self).name()
@@ -462,6 +475,12 @@ impl Bdev {
     #[doc(alias = "bdev_read_only")]
     pub fn read_only(&self) -> bool {
         self.limits().read_only
+    }
+
+    /// Has the driver look for requests that have ended; whether there were any. See [`BlockDevice::poll`].
+    #[doc(alias = "bio_poll")]
+    pub fn poll(&self) -> bool {
+        self.disk().dev().poll()
     }
 
     /// The driver's name for messages.

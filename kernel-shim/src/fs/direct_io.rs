@@ -19,8 +19,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use super::{DioCount, FileSystem, Inode, IocbFlags, IovIter, KiComplete, Kiocb, Locked, Rw};
-use crate::alloc::{Arc, GFP_KERNEL, GFP_NOFS, Pool, PoolBox};
-use crate::block::{Bdev, BioPtr, ReqOpf, bio_alloc, submit_bio, submit_bio_last};
+use crate::alloc::{Arc, GFP_KERNEL, Pool, PoolBox};
+use crate::block::{Bdev, BioPtr};
 use crate::error::{Error, Result, code::*};
 use crate::mm::filemap;
 use crate::sched::{self, Task};
@@ -29,14 +29,20 @@ use crate::testing::{Fix, HOOKS, reverted};
 use crate::workqueue::{Work, WorkItem, Workqueue};
 
 mod rmw;
+mod submit;
 
-use rmw::{ZERO_PAGE, dio_read_modify_write};
+use rmw::dio_read_modify_write;
+use submit::{BioTarget, submit_all};
 
 /// Blocks one `get_block` call is asked for at most.
 pub const DIO_MAX_BLOCKS: u32 = 4096;
 /// Direct I/Os of one mount in flight at once; the next one waits.
 const DIO_POOL: usize = 1024;
+/// Completions that may sleep at once: each may wait for a journal commit or a flush, which they then share.
+const DONE_WORKERS: usize = 8;
 const SECTOR: usize = 512;
+/// How long a polling submitter looks before it sleeps: longer than any fast device takes.
+const POLL_NS: u64 = 2_000_000;
 
 bitflags::bitflags! {
     /// How a direct I/O is to be run.
@@ -52,6 +58,18 @@ bitflags::bitflags! {
         /// A write may be finer than the device's logical block: the rest of the block is read first. The caller
         /// holds `i_mutex` and has waited for all I/O in flight, so that nothing changes between reading and writing.
         const READ_MODIFY_WRITE = 0x04;
+        /// The caller waits, whatever the kiocb says: nobody else may be in the device with it.
+        #[doc(alias = "IOMAP_DIO_FORCE_WAIT")]
+        const WAIT = 0x10;
+        /// The device writes the data through: it is durable when it completes.
+        #[doc(alias = "REQ_FUA")]
+        const FUA = 0x20;
+        /// `end_io` may sleep, for this write changes the map: an asynchronous one completes in a worker.
+        #[doc(alias = "dio->defer_completion")]
+        const DEFER = 0x40;
+        /// No sleeping for a bio: set for a kiocb that says so.
+        #[doc(alias = "REQ_NOWAIT")]
+        const NOWAIT = 0x80;
         /// The caller has counted itself in `i_dio_count` for as long as the call lasts: a synchronous I/O need not.
         const COUNTED = 0x08;
     }
@@ -66,6 +84,9 @@ pub enum MapResult {
         pblk: u64,
         /// Blocks, at least 1.
         len: u32,
+        /// They hold no data of the file yet: what a write leaves out of a block is zeroed, and a read does not get here.
+        #[doc(alias = "buffer_new")]
+        fresh: bool,
     },
     /// `len` blocks, at least 1, without data: they read as zeros.
     Hole {
@@ -76,7 +97,7 @@ pub enum MapResult {
 
 /// Called once when the I/O's bios have ended, before anybody is told: C's `dio_iodone_t`. Gets the inode, the
 /// offset, how many bytes were moved or what went wrong, and what the file system had left in `kiocb.private`.
-/// Runs where the completion runs, so it must not sleep.
+/// Runs where the completion runs, so it must not sleep, unless the I/O has [`DioFlags::DEFER`].
 pub type DioIodone<F> = fn(&Inode<F>, i64, Result<usize>, Option<<F as FileSystem>::Private>) -> Result;
 
 /// What is to be done: the arguments of C's `__blockdev_direct_IO` that stay the same throughout.
@@ -116,6 +137,17 @@ impl Flight {
     fn land(&self) {
         while self.refcount.load(Ordering::Acquire) != 1 {
             sched::schedule();
+        }
+    }
+
+    /// The same for one that asked to poll (`HIPRI`): asks the device for a while before it sleeps after all.
+    #[cold]
+    fn poll(&self, bdev: &Bdev) {
+        let give_up = sched::now_ns() + POLL_NS;
+        while self.refcount.load(Ordering::Acquire) != 1 && sched::now_ns() < give_up {
+            if !bdev.poll() {
+                core::hint::spin_loop();
+            }
         }
     }
 
@@ -181,20 +213,23 @@ impl<F: FileSystem> DioPool<F> {
         Ok(Self {
             pool: Pool::new(DIO_POOL, GFP_KERNEL, "dio")?,
             wait: WaitQueue::new(),
-            done_wq: Workqueue::new("dio_done", 2)?,
+            done_wq: Workqueue::new("dio_done", DONE_WORKERS)?,
         })
     }
 
     /// A place with what `init` returns; sleeps while all are in flight. [`ENOMEM`] if the pool has some and gives
-    /// none, which is a test's doing.
+    /// none, which is a test's doing; [`EAGAIN`] if it would sleep and must not.
     #[inline]
-    fn alloc(&self, mut init: impl FnMut() -> Dio<F>) -> Result<PoolBox<Dio<F>>> {
+    fn alloc(&self, nowait: bool, mut init: impl FnMut() -> Dio<F>) -> Result<PoolBox<Dio<F>>> {
         loop {
             if let Some(dio) = self.pool.try_alloc_with(&mut init) {
                 return Ok(dio);
             }
             if HOOKS && self.pool.available() > 0 {
                 return Err(ENOMEM);
+            }
+            if nowait {
+                return Err(EAGAIN);
             }
             self.wait.wait_event(|| self.pool.available() > 0);
         }
@@ -234,8 +269,8 @@ where
     let sb = req.inode.i_sb();
     let bdev = sb.s_bdev();
     let lbs = bdev.limits().logical_block_size as usize;
-    let end = req.offset.checked_add(i64::try_from(iter.count()).map_err(|_| EINVAL)?).ok_or(EINVAL)?;
-    if req.offset < 0 {
+    let last = i64::try_from(iter.count()).ok().and_then(|count| req.offset.checked_add(count));
+    if req.offset < 0 || last.is_none() {
         return Err(EINVAL);
     }
     if iter.count() == 0 {
@@ -249,12 +284,18 @@ where
         return dio_read_modify_write(iocb, iter, &mut req, lbs);
     }
     // A reader that must not see blocks move keeps i_mutex while it looks them up, and not while the device works.
-    let i_mutex = (req.rw == Rw::Read && req.flags.contains(DioFlags::LOCKING)).then(|| req.inode.lock());
-    let counted = req.flags.contains(DioFlags::COUNTED) && iocb.is_sync();
-    let count = (!counted).then(|| req.inode.inode_dio_begin());
-    let i_size = req.inode.i_size();
+    let i_mutex = match req.rw == Rw::Read && req.flags.contains(DioFlags::LOCKING) {
+        true if iocb.is_nowait() => Some(req.inode.try_lock().ok_or(EAGAIN)?),
+        locking => locking.then(|| req.inode.lock()),
+    };
+    if iocb.is_nowait() {
+        req.flags |= DioFlags::NOWAIT;
+    }
+    let waits = iocb.is_sync() || req.flags.contains(DioFlags::WAIT);
+    let count = (!(req.flags.contains(DioFlags::COUNTED) && waits)).then(|| req.inode.inode_dio_begin());
     let mut limit = usize::MAX;
     if req.rw == Rw::Read {
+        let i_size = req.inode.i_size();
         if req.offset >= i_size {
             return Ok(0);
         }
@@ -262,7 +303,7 @@ where
         limit = (i_size - req.offset) as usize;
         iter.truncate(limit.div_ceil(lbs) * lbs);
     }
-    if iocb.is_sync() || req.rw == Rw::Write && end > i_size {
+    if waits {
         let ret = dio_sync(iocb, iter, req, limit, i_mutex);
         drop(count);
         ret
@@ -304,6 +345,9 @@ where
     let (inode, rw, end_io, offset) = (req.inode, req.rw, req.end_io, req.offset);
     let (bytes, failed) = submit_all(to, iter, req);
     drop(i_mutex);
+    if iocb.ki_flags.contains(IocbFlags::HIPRI) {
+        flight.poll(inode.i_sb().s_bdev());
+    }
     drop(landing);
     let size = bytes.min(limit);
     dio_end(inode, rw, end_io, iocb.private.take(), offset, size, flight.result(size, failed))
@@ -324,11 +368,11 @@ where
     G: FnMut(u64, u32, bool) -> Result<MapResult>,
 {
     let inode = req.inode;
-    let dsync = req.rw == Rw::Write && iocb.is_dsync();
-    let dio = inode.i_sb().s_dio.alloc(|| Dio {
+    let dsync = req.rw == Rw::Write && iocb.is_dsync() && !req.flags.contains(DioFlags::FUA);
+    let dio = inode.i_sb().s_dio.alloc(iocb.is_nowait(), || Dio {
         flight: Flight::new(),
         rw: req.rw,
-        defer: dsync || req.rw == Rw::Write && inode.i_mapping().nrpages() != 0,
+        defer: dsync || req.flags.contains(DioFlags::DEFER) || req.rw == Rw::Write && inode.i_mapping().nrpages() != 0,
         dsync,
         datasync: !iocb.ki_flags.contains(IocbFlags::SYNC),
         offset: req.offset,
@@ -366,219 +410,6 @@ where
     // All bios have ended, and none was the last: it is ours to complete, and our answer tells the submitter.
     // SAFETY: the last reference is ours.
     dio_complete(unsafe { PoolBox::from_raw(dio) }, failed, false)
-}
-
-/// What all bios of an I/O have in common.
-#[derive(Clone, Copy)]
-struct BioTarget<'a> {
-    flight: &'a Flight,
-    bdev: &'a Bdev,
-    end_io: fn(BioPtr),
-    private: NonNull<()>,
-    /// The submitter sleeps next.
-    waits: bool,
-}
-
-impl BioTarget<'_> {
-    /// A bio for `len` bytes at `page`.
-    #[inline(always)]
-    fn bio(&self, op: ReqOpf, sector: u64, page: NonNull<u8>, len: u32) -> Result<BioPtr> {
-        let mut bio = bio_alloc(self.bdev, op, GFP_NOFS)?;
-        bio.bi_sector = sector;
-        bio.bi_end_io = self.end_io;
-        bio.bi_private = self.private.as_ptr();
-        // SAFETY: the memory was pinned until the I/O ends, and whoever made the kiocb vouches for its use till then.
-        if !unsafe { bio.bio_add_page(page, len) } {
-            return Err(EIO);
-        }
-        Ok(bio)
-    }
-
-    /// Sends the last bio on its way.
-    #[inline(always)]
-    fn submit(&self, bio: BioPtr) {
-        self.flight.refcount.fetch_add(1, Ordering::Relaxed);
-        if self.waits {
-            submit_bio_last(self.bdev, bio);
-        } else {
-            submit_bio(self.bdev, bio);
-        }
-    }
-}
-
-fn bio_op(rw: Rw) -> ReqOpf {
-    match rw {
-        Rw::Read => ReqOpf::REQ_OP_READ,
-        Rw::Write => ReqOpf::REQ_OP_WRITE | ReqOpf::SYNC,
-    }
-}
-
-/// Where `count` bytes `done` bytes behind the I/O's start are: at least one block, and no more than needed.
-#[inline(always)]
-fn get_block<F, G>(req: &mut DioRequest<'_, F, G>, done: usize, count: usize) -> Result<MapResult>
-where
-    F: FileSystem,
-    G: FnMut(u64, u32, bool) -> Result<MapResult>,
-{
-    let blkbits = req.inode.i_blkbits();
-    let pos = req.offset as u64 + done as u64;
-    let in_block = pos as usize & ((1 << blkbits) - 1);
-    let blocks = ((in_block + count + (1 << blkbits) - 1) >> blkbits).min(DIO_MAX_BLOCKS as usize) as u32;
-    let create = req.rw == Rw::Write && !req.flags.contains(DioFlags::SKIP_HOLES);
-    match (req.get_block)(pos >> blkbits, blocks, create)? {
-        MapResult::Mapped { len: 0, .. } => Err(EIO),
-        MapResult::Mapped { pblk, len } => Ok(MapResult::Mapped { pblk, len: len.min(blocks) }),
-        MapResult::Hole { len } => Ok(MapResult::Hole { len: len.min(blocks) }),
-    }
-}
-
-/// Maps, pins and submits until `iter` is empty or something fails. Returns how many bytes that was, and what failed.
-#[inline(always)]
-fn submit_all<F, G>(to: BioTarget<'_>, iter: &mut IovIter<'_>, mut req: DioRequest<'_, F, G>) -> (usize, Option<Error>)
-where
-    F: FileSystem,
-    G: FnMut(u64, u32, bool) -> Result<MapResult>,
-{
-    let count = iter.count();
-    let map = match get_block(&mut req, 0, count) {
-        Ok(map) => map,
-        Err(e) => return (0, Some(e)),
-    };
-    // The usual I/O is one stretch of memory and one of the device.
-    let blkbits = req.inode.i_blkbits();
-    let in_block = req.offset as usize & ((1 << blkbits) - 1);
-    if let MapResult::Mapped { pblk, len } = map
-        && ((len as usize) << blkbits) - in_block >= count
-        && count <= to.bdev.max_piece() as usize
-        && let Some(page) = iter.pin_all()
-    {
-        let sector = (pblk << (blkbits - 9)) + (in_block as u64 >> 9);
-        return match to.bio(bio_op(req.rw), sector, page, count as u32) {
-            Ok(bio) => {
-                to.submit(bio);
-                (count, None)
-            }
-            Err(e) => (0, Some(e)),
-        };
-    }
-    submit_many(to, iter, req, map)
-}
-
-/// [`submit_all`] in general; `map` is for what comes first.
-#[inline(never)]
-fn submit_many<F, G>(
-    to: BioTarget<'_>,
-    iter: &mut IovIter<'_>,
-    mut req: DioRequest<'_, F, G>,
-    map: MapResult,
-) -> (usize, Option<Error>)
-where
-    F: FileSystem,
-    G: FnMut(u64, u32, bool) -> Result<MapResult>,
-{
-    let mut s = Submission { to, bio: None, next_sector: 0, bytes: 0 };
-    let failed = s.submit_pieces(iter, &mut req, map).err();
-    if let Some(bio) = s.bio.take() {
-        to.submit(bio);
-    }
-    (s.bytes, failed)
-}
-
-/// An I/O of several pieces under way.
-struct Submission<'a> {
-    to: BioTarget<'a>,
-    bio: Option<BioPtr>,
-    /// Sector behind the last one in `bio`.
-    next_sector: u64,
-    bytes: usize,
-}
-
-impl Submission<'_> {
-    /// All but the last bio.
-    fn submit_pieces<F, G>(
-        &mut self,
-        iter: &mut IovIter<'_>,
-        req: &mut DioRequest<'_, F, G>,
-        mut map: MapResult,
-    ) -> Result
-    where
-        F: FileSystem,
-        G: FnMut(u64, u32, bool) -> Result<MapResult>,
-    {
-        let blkbits = req.inode.i_blkbits();
-        loop {
-            let in_block = (req.offset as usize + self.bytes) & ((1 << blkbits) - 1);
-            let left = |len: u32| ((len as usize) << blkbits).saturating_sub(in_block).min(iter.count());
-            match map {
-                MapResult::Hole { len } => {
-                    let left = left(len);
-                    self.read_hole(iter, left, req.rw)?;
-                }
-                MapResult::Mapped { pblk, len } => {
-                    let left = left(len);
-                    let sector = (pblk << (blkbits - 9)) + (in_block as u64 >> 9);
-                    self.submit_mapped(iter, bio_op(req.rw), sector, left)?;
-                }
-            }
-            if iter.count() == 0 {
-                return Ok(());
-            }
-            map = get_block(req, self.bytes, iter.count())?;
-        }
-    }
-
-    /// `left` bytes from `sector` on.
-    fn submit_mapped(&mut self, iter: &mut IovIter<'_>, op: ReqOpf, mut sector: u64, mut left: usize) -> Result {
-        let piece_max = self.to.bdev.max_piece() as usize;
-        let lbs = self.to.bdev.logical_block_size() as usize;
-        while left > 0 {
-            let pinned = match iter.pin(left.min(piece_max)) {
-                // What the old code did: blocks that were asked for were written from the zero page.
-                Err(_) if reverted(Fix::G9) => Some((NonNull::from(&ZERO_PAGE.0).cast(), lbs)),
-                pinned => pinned?,
-            };
-            let Some((page, n)) = pinned else { return Err(EFAULT) };
-            // A page that is missing behind the pinned ones can leave part of a block.
-            let n = n & !(lbs - 1);
-            if n == 0 {
-                return Err(EFAULT);
-            }
-            self.add_page(op, sector, page, n as u32)?;
-            iter.advance(n);
-            self.bytes += n;
-            left -= n;
-            sector += n as u64 >> 9;
-        }
-        Ok(())
-    }
-
-    fn read_hole(&mut self, iter: &mut IovIter<'_>, len: usize, rw: Rw) -> Result {
-        if rw == Rw::Write {
-            return Err(ENOTBLK);
-        }
-        let n = iter.zero(len);
-        self.bytes += n;
-        if n == len && n > 0 { Ok(()) } else { Err(EFAULT) }
-    }
-
-    /// To the bio that there is, or, if it cannot go there, to a new one.
-    fn add_page(&mut self, op: ReqOpf, sector: u64, page: NonNull<u8>, len: u32) -> Result {
-        let joins = self.next_sector == sector;
-        self.next_sector = sector + u64::from(len >> 9);
-        if let Some(bio) = &mut self.bio {
-            // SAFETY: as in `BioTarget::bio`.
-            if joins && unsafe { bio.bio_add_page(page, len) } {
-                return Ok(());
-            }
-        }
-        // To the plug: more follows.
-        if let Some(full) = self.bio.take() {
-            self.to.flight.refcount.fetch_add(1, Ordering::Relaxed);
-            submit_bio(self.to.bdev, full);
-        }
-        self.bio = Some(self.to.bio(op, sector, page, len)?);
-        Ok(())
-    }
 }
 
 /// `bi_end_io` of a synchronous I/O's bios. Any context.

@@ -274,6 +274,12 @@ impl<F: FileSystem> Inode<F> {
         self.i_size.load(Ordering::Acquire)
     }
 
+    /// Moves the end of the file outwards to `size`, never inwards: for the completion of an extending write, which is counted in flight, so
+    /// that nobody with `i_mutex` changes the size meanwhile but by this, too.
+    pub fn i_size_extend(&self, size: i64) {
+        self.i_size.fetch_max(size, Ordering::AcqRel);
+    }
+
     /// See [`InodeFlags`].
     #[inline]
     pub fn i_flags(&self) -> InodeFlags {

@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use super::file::{File, OpenFlags};
 use super::super_block::FileSystem;
 use crate::alloc::Arc;
-use crate::error::Result;
+use crate::error::{Result, code::EOPNOTSUPP};
 
 bitflags::bitflags! {
     /// C's `ki_flags`.
@@ -28,6 +28,35 @@ bitflags::bitflags! {
         /// Durable inode, too.
         #[doc(alias = "IOCB_SYNC")]
         const SYNC = 1 << 4;
+        /// The submitter asks the device for the end instead of sleeping.
+        #[doc(alias = "IOCB_HIPRI")]
+        const HIPRI = 1 << 5;
+        /// Rather EAGAIN than sleep before the I/O is under way.
+        #[doc(alias = "IOCB_NOWAIT")]
+        const NOWAIT = 1 << 7;
+        /// The device has written the data through (FUA): it is durable without a sync. Set by the file system.
+        #[doc(alias = "IOMAP_DIO_WRITE_THROUGH")]
+        const WRITE_THROUGH = 1 << 8;
+    }
+
+    /// What `preadv2` and `pwritev2` add to one call: C's `rwf_t`.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct RwfFlags: u32 {
+        /// Poll for the end.
+        #[doc(alias = "RWF_HIPRI")]
+        const HIPRI = 0x01;
+        /// As `O_DSYNC`.
+        #[doc(alias = "RWF_DSYNC")]
+        const DSYNC = 0x02;
+        /// As `O_SYNC`.
+        #[doc(alias = "RWF_SYNC")]
+        const SYNC = 0x04;
+        /// EAGAIN instead of sleeping.
+        #[doc(alias = "RWF_NOWAIT")]
+        const NOWAIT = 0x08;
+        /// As `O_APPEND`.
+        #[doc(alias = "RWF_APPEND")]
+        const APPEND = 0x10;
     }
 }
 
@@ -128,6 +157,31 @@ impl<'f, F: FileSystem> Kiocb<'f, F> {
         let ki_flags = file.f_iocb_flags();
         let ki_complete = Some(KiComplete::new(to, tag));
         Self { ki_filp: file, ki_pos: pos, ki_flags, private: None, ki_complete }
+    }
+
+    /// Adds what one call asks for. [`EOPNOTSUPP`] for flags that nobody knows.
+    pub fn kiocb_set_rw_flags(&mut self, flags: RwfFlags) -> Result {
+        if !RwfFlags::all().contains(flags) {
+            return Err(EOPNOTSUPP);
+        }
+        self.ki_flags.set(IocbFlags::HIPRI, flags.contains(RwfFlags::HIPRI));
+        self.ki_flags.set(IocbFlags::NOWAIT, flags.contains(RwfFlags::NOWAIT));
+        for (rwf, iocb) in [
+            (RwfFlags::DSYNC, IocbFlags::DSYNC),
+            (RwfFlags::SYNC, IocbFlags::SYNC.union(IocbFlags::DSYNC)),
+            (RwfFlags::APPEND, IocbFlags::APPEND),
+        ] {
+            if flags.contains(rwf) {
+                self.ki_flags.insert(iocb);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the call must not sleep before the I/O is under way.
+    #[inline]
+    pub fn is_nowait(&self) -> bool {
+        self.ki_flags.contains(IocbFlags::NOWAIT)
     }
 
     /// Whether the submitter waits.

@@ -23,7 +23,7 @@ pub use direct_io::{__blockdev_direct_IO, DioFlags, DioRequest, MapResult};
 pub use file::{File, OpenFlags};
 pub use inode::{DioCount, IRef, Inode, InodeFlags, InodeState, InodeTimes, Locked, NewInode};
 pub use iov_iter::{IoVec, IovIter, UserMemory};
-pub use kiocb::{IocbFlags, KiComplete, Kiocb};
+pub use kiocb::{IocbFlags, KiComplete, Kiocb, RwfFlags};
 pub use super_block::{FileSystem, SbFlags, SuperBlock};
 
 /// Which way the data goes: C's `READ` and `WRITE`.

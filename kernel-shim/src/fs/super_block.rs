@@ -45,13 +45,14 @@ pub trait FileSystem: Sized + Send + Sync + 'static {
     /// Entered with `i_mutex` held, returns with it held; in between it may be without. Answers
     /// `Ok(0)` for "not directly", and the caller writes through the page cache.
     ///
-    /// PORT: C passes no lock and one function serves both directions.
+    /// PORT: C passes no lock and one function serves both directions. A write that must not sleep (`NOWAIT`) may return without
+    /// `i_mutex`, where C sleeps for it.
     fn direct_IO<'i>(
         iocb: &mut Kiocb<'_, Self>,
         i_mutex: Locked<'i, Self>,
         iter: &mut IovIter<'_>,
         offset: i64,
-    ) -> (Locked<'i, Self>, Result<usize>);
+    ) -> (Option<Locked<'i, Self>>, Result<usize>);
 
     /// `a_ops->direct_IO` for reads. Entered and left without locks.
     fn direct_IO_read(iocb: &mut Kiocb<'_, Self>, iter: &mut IovIter<'_>, offset: i64) -> Result<usize>;
@@ -66,6 +67,19 @@ pub trait FileSystem: Sized + Send + Sync + 'static {
     /// Where the data of blocks from `lblk` on is, at most `len` of them; allocates nothing. Called with a page locked, so it takes
     /// no lock but what is below that, and starts no handle. Sleeps.
     fn get_block(inode: &Inode<Self>, lblk: u64, len: u32) -> Result<BlockRun>;
+
+    /// Where a write with `O_APPEND` goes: to the end of the file, or of what is about to be its end. Called with `i_mutex`.
+    fn append_pos(i_mutex: &Locked<'_, Self>) -> i64 {
+        i_mutex.i_size()
+    }
+
+    /// Before a write: set-user-ID and its like go. [`EAGAIN`](crate::error::code::EAGAIN) for a kiocb that must not sleep, if
+    /// there is something to do. Called with `i_mutex`.
+    fn file_remove_privs(iocb: &Kiocb<'_, Self>, i_mutex: &Locked<'_, Self>) -> Result;
+
+    /// Writes the dirty pages of bytes `start..=end`, and waits. Called with no lock but `i_mutex`. Sleeps.
+    #[doc(alias = "filemap_write_and_wait_range")]
+    fn write_and_wait(inode: &Inode<Self>, start: i64, end: i64) -> Result;
 
     /// `s_op->write_inode`: brings the inode's table block up to date in the buffer cache.
     fn write_inode(inode: &Inode<Self>) -> Result;

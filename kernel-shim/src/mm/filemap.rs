@@ -26,6 +26,13 @@ pub fn generic_file_read<F: FileSystem>(iocb: &mut Kiocb<'_, F>, iter: &mut IovI
         return generic_file_buffered_read(iocb, iter);
     }
     let offset = iocb.ki_pos;
+    let inode = iocb.ki_filp.f_inode();
+    if inode.i_mapping().nrpages() != 0 && iter.count() > 0 && offset >= 0 {
+        if iocb.is_nowait() {
+            return Err(EAGAIN);
+        }
+        F::write_and_wait(inode, offset, offset.saturating_add(iter.count() as i64 - 1))?;
+    }
     let ret = F::direct_IO_read(iocb, iter, offset);
     if let Ok(n) = ret {
         iocb.ki_pos += n as i64;
@@ -58,7 +65,7 @@ pub fn generic_write_checks<F: FileSystem>(
         return Ok(None);
     }
     if iocb.ki_flags.contains(IocbFlags::APPEND) {
-        iocb.ki_pos = i_mutex.i_size();
+        iocb.ki_pos = F::append_pos(i_mutex);
     }
     if iocb.ki_pos < 0 {
         return Err(EINVAL);
@@ -76,25 +83,39 @@ pub fn generic_write_checks<F: FileSystem>(
     Ok(Some(WriteRange { pos: iocb.ki_pos, count: iter.count() }))
 }
 
-/// A write takes set-user-ID and set-group-ID away from a file, unless the writer may keep them. Entered with `i_mutex`.
+/// Which permission bits a write takes away from a file, unless the writer may keep them; 0 for none.
 #[inline]
-pub fn file_remove_suid<F: FileSystem>(file: &File<F>, i_mutex: &Locked<'_, F>) {
+fn killed_suid<F: FileSystem>(file: &File<F>, i_mutex: &Locked<'_, F>) -> u32 {
     let mode = i_mutex.i_mode();
     if mode & (S_ISUID | S_ISGID) == 0 || !i_mutex.is_reg() || file.cap_fsetid() {
-        return;
+        return 0;
     }
     let mut kill = mode & S_ISUID;
     if mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP {
         kill |= S_ISGID;
     }
+    kill
+}
+
+/// Whether [`file_remove_suid`] has something to do.
+#[inline]
+pub fn should_remove_suid<F: FileSystem>(file: &File<F>, i_mutex: &Locked<'_, F>) -> bool {
+    killed_suid(file, i_mutex) != 0
+}
+
+/// A write takes set-user-ID and set-group-ID away from a file, unless the writer may keep them. Entered with `i_mutex`.
+#[inline]
+pub fn file_remove_suid<F: FileSystem>(file: &File<F>, i_mutex: &Locked<'_, F>) {
+    let kill = killed_suid(file, i_mutex);
     if kill != 0 {
-        i_mutex.set_mode(mode & !kill);
+        i_mutex.set_mode(i_mutex.i_mode() & !kill);
     }
 }
 
 /// The checked write: privileges, times, and the data, directly or, for what was left over, through the cache.
 ///
-/// Entered with `i_mutex` held, returns with it held; a direct write may have been without in between.
+/// Entered with `i_mutex` held, returns with it held; a direct write may have been without in between, and one that must not sleep
+/// may return without.
 #[doc(alias = "__generic_file_write_iter")]
 #[inline(always)]
 pub fn __generic_file_aio_write<'i, F: FileSystem>(
@@ -102,38 +123,69 @@ pub fn __generic_file_aio_write<'i, F: FileSystem>(
     i_mutex: Locked<'i, F>,
     range: WriteRange,
     iter: &mut IovIter<'_>,
-) -> (Locked<'i, F>, Result<usize>) {
-    file_remove_suid(iocb.ki_filp, &i_mutex);
+) -> (Option<Locked<'i, F>>, Result<usize>) {
+    if let Err(e) = F::file_remove_privs(iocb, &i_mutex) {
+        return (Some(i_mutex), Err(e));
+    }
     i_mutex.file_update_time();
-    let (i_mutex, written) = if iocb.ki_flags.contains(IocbFlags::DIRECT) {
-        match generic_file_direct_write(iocb, i_mutex, range, iter) {
-            (i_mutex, Ok(n)) if n < range.count && iter.count() > 0 => (i_mutex, n),
-            done => return done,
+    if !iocb.ki_flags.contains(IocbFlags::DIRECT) {
+        let ret = F::buffered_write(iocb, &i_mutex, iter);
+        return (Some(i_mutex), ret);
+    }
+    match generic_file_direct_write(iocb, i_mutex, range, iter) {
+        (Some(i_mutex), Ok(n)) if n < range.count && iter.count() > 0 => {
+            let ret = direct_write_fallback(iocb, &i_mutex, iter, n);
+            (Some(i_mutex), ret)
         }
-    } else {
-        (i_mutex, 0)
+        done => done,
+    }
+}
+
+/// What a direct write left over goes through the cache, and then out of it: the caller expects the data on the device. `direct` bytes
+/// were written before.
+#[cold]
+fn direct_write_fallback<F: FileSystem>(
+    iocb: &mut Kiocb<'_, F>,
+    i_mutex: &Locked<'_, F>,
+    iter: &mut IovIter<'_>,
+    direct: usize,
+) -> Result<usize> {
+    if iocb.is_nowait() {
+        return if direct > 0 { Ok(direct) } else { Err(EAGAIN) };
+    }
+    let pos = iocb.ki_pos;
+    let n = match F::buffered_write(iocb, i_mutex, iter) {
+        Ok(n) => n,
+        Err(_) if direct > 0 => return Ok(direct),
+        Err(e) => return Err(e),
     };
-    let ret = match F::buffered_write(iocb, &i_mutex, iter) {
-        Ok(n) => Ok(written + n),
-        Err(_) if written > 0 => Ok(written),
-        Err(e) => Err(e),
-    };
-    (i_mutex, ret)
+    let last = pos.saturating_add(n as i64 - 1);
+    if n > 0 {
+        // If it does not get to the device, it was not written directly.
+        if let Err(e) = F::write_and_wait(i_mutex, pos, last) {
+            return if direct > 0 { Ok(direct) } else { Err(e) };
+        }
+        i_mutex.i_mapping().invalidate_pages(pos, last);
+    }
+    Ok(direct + n)
 }
 
 /// The direct part of a write. Returns short, with `iter` at what is left, if the rest has to go through the cache.
 ///
-/// Entered with `i_mutex` held, returns with it held; in between, `direct_IO` may be without.
+/// Entered with `i_mutex` held, returns with it held; in between, `direct_IO` may be without, and one that must not sleep may
+/// return without.
 #[inline(always)]
 pub fn generic_file_direct_write<'i, F: FileSystem>(
     iocb: &mut Kiocb<'_, F>,
     i_mutex: Locked<'i, F>,
     range: WriteRange,
     iter: &mut IovIter<'_>,
-) -> (Locked<'i, F>, Result<usize>) {
+) -> (Option<Locked<'i, F>>, Result<usize>) {
     let WriteRange { pos, count } = range;
-    if i_mutex.i_mapping().nrpages() != 0 {
-        i_mutex.i_mapping().invalidate_pages(pos, pos.saturating_add(count as i64 - 1));
+    if i_mutex.i_mapping().nrpages() != 0
+        && let Err(e) = flush_and_drop_pages(iocb, &i_mutex, range)
+    {
+        return (Some(i_mutex), if e == EBUSY { Ok(0) } else { Err(e) });
     }
     let (i_mutex, ret) = F::direct_IO(iocb, i_mutex, iter, pos);
     // PORT: C drops pages once more here, which for an asynchronous write is before its data is on disk. It is part of
@@ -142,12 +194,27 @@ pub fn generic_file_direct_write<'i, F: FileSystem>(
         Ok(0) | Err(ENOTBLK) => (i_mutex, Ok(0)),
         Ok(n) => {
             iocb.ki_pos = pos + n as i64;
-            // A short count is the answer if memory or the device gave out; the cache cannot do better.
-            iter.truncate(0);
+            // A short count is the answer if memory, space or the device gave out; the cache cannot do better.
+            if n < count {
+                iter.truncate(0);
+            }
             (i_mutex, Ok(n))
         }
         err => (i_mutex, err),
     }
+}
+
+/// Before a direct write: what the cache has of the range goes to the device, so that it does not go there later, over the direct data;
+/// and then away. [`EBUSY`] if some of it cannot go.
+#[cold]
+fn flush_and_drop_pages<F: FileSystem>(iocb: &Kiocb<'_, F>, i_mutex: &Locked<'_, F>, range: WriteRange) -> Result {
+    let last = range.pos.saturating_add(range.count as i64 - 1);
+    if iocb.is_nowait() {
+        return Err(EAGAIN);
+    }
+    F::write_and_wait(i_mutex, range.pos, last)?;
+    i_mutex.i_mapping().invalidate_pages(range.pos, last);
+    Ok(())
 }
 
 /// After a direct write: drops what the cache has of it.
@@ -158,7 +225,7 @@ pub(crate) fn dio_invalidate_pages<F: FileSystem>(inode: &Inode<F>, start: i64, 
 /// Makes a finished write durable if file or inode ask for it. Sleeps; takes no `i_mutex`.
 #[inline]
 pub fn generic_write_sync<F: FileSystem>(iocb: &Kiocb<'_, F>, pos: i64, count: usize) -> Result {
-    if !iocb.is_dsync() {
+    if !iocb.is_dsync() || iocb.ki_flags.contains(IocbFlags::WRITE_THROUGH) {
         return Ok(());
     }
     let datasync = !iocb.ki_flags.contains(IocbFlags::SYNC);

@@ -6,7 +6,6 @@ use crate::alloc::{GFP_KERNEL, KVec};
 use crate::block::{Bdev, ReqOpf, bdev_rw};
 use crate::error::{Result, code::*};
 use crate::fs::{FileSystem, IovIter, Kiocb};
-use crate::mm::filemap;
 
 /// Bytes a read-modify-write carries at once.
 const RMW_BYTES: usize = 64 << 10;
@@ -46,17 +45,20 @@ where
             break Ok(());
         }
         let pos = req.offset as u64 + done as u64;
-        let (in_block, head) = (pos as usize & (bs - 1), pos as usize & (lbs - 1));
+        let in_block = pos as usize & (bs - 1);
         let blocks = (in_block + iter.count()).div_ceil(bs).min(RMW_BYTES / bs) as u32;
-        let (pblk, len) = match (req.get_block)(pos >> blkbits, blocks, true) {
-            Ok(MapResult::Mapped { pblk, len }) => (pblk, len.min(blocks)),
+        let (pblk, len, fresh) = match (req.get_block)(pos >> blkbits, blocks, true) {
+            Ok(MapResult::Mapped { pblk, len, fresh }) => (pblk, len.min(blocks), fresh),
             Ok(MapResult::Hole { .. }) => break Err(ENOTBLK),
             Err(e) => break Err(e),
         };
+        // What holds no data yet is written in whole blocks, with zeros for old data.
+        let unit = if fresh { bs } else { lbs };
+        let head = pos as usize & (unit - 1);
         let n = (((len as usize) << blkbits) - in_block).min(iter.count()).min(RMW_BYTES - head);
-        let whole = (head + n).div_ceil(lbs) * lbs;
+        let whole = (head + n).div_ceil(unit) * unit;
         let sector = (pblk << (blkbits - 9)) + ((in_block - head) as u64 >> 9);
-        match rmw_chunk(bdev, sector, &mut buf[..whole], lbs, head, n, iter) {
+        match rmw_chunk(bdev, sector, &mut buf[..whole], (unit, fresh), head..head + n, iter) {
             Ok(copied) => {
                 done += copied;
                 if copied < n {
@@ -66,32 +68,33 @@ where
             Err(e) => break Err(e),
         }
     };
-    if done > 0 && inode.i_mapping().nrpages() != 0 {
-        filemap::dio_invalidate_pages(inode, req.offset, req.offset + done as i64 - 1);
-    }
-    drop(iocb.private.take());
-    match ret {
+    let ret = match ret {
         Err(e) if done == 0 || e == EIO => Err(e),
         _ => Ok(done),
-    }
+    };
+    super::dio_end(inode, req.rw, req.end_io, iocb.private.take(), req.offset, done, ret)
 }
 
-/// One stretch of [`dio_read_modify_write`]: `n` bytes from `head` on in `buf`, which is what the device has at `sector`.
-/// Returns how many bytes the caller's memory had; the rest of the stretch keeps its old data.
+/// One stretch of [`dio_read_modify_write`]: bytes `part` of `buf`, which is what the device has at `sector`, or, if it is fresh, zeros;
+/// written in multiples of the unit. Returns how many bytes the caller's memory had; the rest of the stretch keeps its old data.
 fn rmw_chunk(
     bdev: &Bdev,
     sector: u64,
     buf: &mut [u8],
-    lbs: usize,
-    head: usize,
-    n: usize,
+    (unit, fresh): (usize, bool),
+    part: core::ops::Range<usize>,
     iter: &mut IovIter<'_>,
 ) -> Result<usize> {
     // Old data under everything: a bad address half-way must not put other bytes there (G9).
-    bdev_rw(bdev, ReqOpf::REQ_OP_READ, sector, buf)?;
-    let copied = iter.copy_from_iter(&mut buf[head..head + n]);
+    if fresh {
+        buf.fill(0);
+    } else {
+        bdev_rw(bdev, ReqOpf::REQ_OP_READ, sector, buf)?;
+    }
+    let head = part.start;
+    let copied = iter.copy_from_iter(&mut buf[part]);
     if copied > 0 {
-        let whole = (head + copied).div_ceil(lbs) * lbs;
+        let whole = (head + copied).div_ceil(unit) * unit;
         bdev_rw(bdev, ReqOpf::REQ_OP_WRITE, sector, &mut buf[..whole])?;
     }
     Ok(copied)
