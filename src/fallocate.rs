@@ -223,8 +223,7 @@ fn ext4_alloc_file_blocks(
 
 /// After ENOSPC: whether it is worth another try, as blocks that were freed can be used now that a transaction is committed.
 pub(crate) fn ext4_should_retry_alloc(sb: &Ext4SbInfo, retries: &mut u32) -> bool {
-    *retries += 1;
-    *retries <= 3 && sb.s_journal().is_some_and(|journal| journal.force_commit().is_ok())
+    sb.ext4_should_retry_alloc(retries)
 }
 
 /// Moves both sizes up to `size`, never down, and writes the inode, with a new change time.

@@ -189,7 +189,7 @@ impl MbInfo {
             s_resv_clusters: AtomicU64::new(resv),
             s_mb_free_pending: AtomicU64::new(0),
         };
-        Ok(Self { groups, counts })
+        Ok(Self { groups, counts, preallocs: super::Preallocs::default() })
     }
 
     /// How many directories there are.

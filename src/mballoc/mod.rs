@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! ext4_mb_new_blocks     promise: that many are free somewhere (counts)
+//!  ├ prealloc.rs          blocks that were taken ahead for this; or how many to take ahead now
 //!  ├ search.rs            find a run, goal first, and take it from the group's buddy: nobody else gets it
 //!  └ mark_diskspace_used  bitmap, checksum, descriptor, under the group's lock and the caller's handle
 //! ext4_free_blocks       bitmap, checksum, descriptor at once; the buddy when the transaction is committed, since
@@ -17,7 +18,9 @@
 //! write access to buffers is asked for before, because that may wait for the journal.
 
 mod buddy;
+mod discard;
 mod group;
+mod prealloc;
 mod search;
 
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -38,6 +41,8 @@ use crate::sb::Ext4SbInfo;
 
 pub use group::GroupFlags;
 pub(crate) use group::{Counts, GroupInfo};
+use prealloc::Preallocs;
+pub use prealloc::ext4_discard_preallocations;
 
 bitflags::bitflags! {
     /// What an allocation is for.
@@ -90,7 +95,8 @@ pub(crate) struct Run {
     pub(crate) len: u32,
 }
 
-/// What the allocators keep of an inode: its preallocations, and of a directory where its last inode went.
+/// What the allocators keep of an inode: of a directory, where its last inode went. Its preallocations are kept with those of
+/// all others, which have to be found when space runs out.
 #[derive(Default)]
 pub struct InodePrealloc {
     /// The group and 1, or 0.
@@ -114,6 +120,7 @@ impl InodePrealloc {
 pub struct MbInfo {
     pub(crate) groups: KVec<GroupInfo>,
     pub(crate) counts: Counts,
+    preallocs: Preallocs,
 }
 
 /// Allocates up to `len` blocks, at least one, in one piece: marks them in bitmap, descriptor and super block, and counts them in
@@ -140,7 +147,10 @@ fn new_blocks(handle: &mut Handle<'_>, ar: &AllocationRequest<'_>, len: u32) -> 
     let groups = if ar.inode.i_private().is_extents() { sb.s_groups_count } else { sb.s_blockfile_groups() };
     // What is found is taken from the buddy and may still turn out to be bad on disk: then the group is out of service.
     for _ in 0..3 {
-        let run = sb.ext4_mb_regular_allocator(ar.goal, len, groups)?.ok_or(ENOSPC)?;
+        let run = match sb.ext4_mb_use_preallocated(ar, len, groups) {
+            Some(run) => run,
+            None => find_blocks(sb, ar, len, groups)?,
+        };
         match mark_diskspace_used(handle, run) {
             Ok(()) => return Ok(run),
             Err(Ext4Error::Corrupt(corrupt)) => drop(sb.ext4_error(corrupt.into())),
@@ -151,6 +161,24 @@ fn new_blocks(handle: &mut Handle<'_>, ar: &AllocationRequest<'_>, len: u32) -> 
         }
     }
     Err(EFSCORRUPTED.into())
+}
+
+/// Finds up to `len` blocks, and takes them and what is preallocated behind them from the buddy.
+fn find_blocks(sb: &Ext4SbInfo, ar: &AllocationRequest<'_>, len: u32, groups: u32) -> Ext4Result<Run> {
+    let (mut want, ahead) = sb.ext4_mb_normalize_request(ar, len);
+    // Others may preallocate again what is given back here, but not for long: see the end of normalising.
+    for _ in 0..8 {
+        let found = sb.ext4_mb_regular_allocator(ar.goal, want, groups);
+        if let Ok(Some(run)) = found {
+            return Ok(sb.keep_rest(ar, run, len, ahead));
+        }
+        want = len;
+        if !sb.discard_all_preallocations() {
+            found?;
+            break;
+        }
+    }
+    Err(ENOSPC.into())
 }
 
 /// Marks blocks that were taken from the buddy on disk.
@@ -279,11 +307,6 @@ fn free_run(handle: &mut Handle<'_>, run: Run, flags: FreeFlags) -> Ext4Result {
     Ok(())
 }
 
-/// Gives back what is preallocated for an inode. Starts no handle. Sleeps.
-pub fn ext4_discard_preallocations(inode: &Inode) {
-    let _ = inode;
-}
-
 impl Ext4SbInfo {
     /// Called when the transaction that freed them is committed: the blocks may be used again.
     pub fn ext4_process_freed_data(&self, freed: &[Freed]) {
@@ -301,11 +324,6 @@ impl Ext4SbInfo {
         {
             buddy.free_blocks(run.start, run.len);
         }
-    }
-
-    /// The first block of a run.
-    pub(crate) fn run_start(&self, run: Run) -> Fsblk {
-        Fsblk(self.ext4_group_first_block_no(run.group).0 + u64::from(run.start))
     }
 
     /// Blocks in units of 512 bytes.

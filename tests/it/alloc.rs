@@ -10,11 +10,12 @@ use ext4_dio::ext4_jbd2::ext4_journal_start;
 use ext4_dio::ialloc::{NewInodeSpec, ext4_new_inode};
 use ext4_dio::mballoc::{AllocationRequest, FreeFlags, MbFlags, ext4_free_blocks, ext4_mb_new_blocks};
 use ext4_dio::sb::Ext4SbInfo;
-use ext4_dio::{IRef, ext4_iget, ext4_sync_fs};
+use ext4_dio::{File, IRef, ext4_iget, ext4_sync_fs};
 use ext4_dio_tests::dio::{Mount, auto};
-use ext4_dio_tests::images::{Image, Mkfs, peek, poke};
+use ext4_dio_tests::images::{Image, Mkfs, Source, peek, poke, stamped_blocks};
+use kernel_shim::alloc::Arc as KArc;
 use kernel_shim::error::Result;
-use kernel_shim::error::code::{EFSBADCRC, EFSCORRUPTED, ENOSPC};
+use kernel_shim::error::code::{EFSBADCRC, EFSCORRUPTED, EINVAL, ENOSPC};
 
 /// Numbers that look random, the same for the same seed.
 struct Rng(u64);
@@ -69,21 +70,23 @@ fn kinds() -> Vec<(&'static str, Mkfs)> {
     ]
 }
 
-/// A mount, and the inode that blocks are allocated for.
+/// A mount, and a file, open for writing, that blocks are allocated for.
 struct Env {
     mount: Mount,
     root: IRef,
+    file: KArc<File>,
 }
 
 impl Env {
     fn new(spec: &Mkfs) -> Self {
-        Self::of(&Image::make(spec, None).bytes())
+        Self::of(&image(spec))
     }
 
     fn of(bytes: &[u8]) -> Self {
         let mount = Mount::with(bytes, "errors=continue", auto());
         let root = ext4_iget(&mount.sb, EXT4_ROOT_INO).expect("the root");
-        Self { mount, root }
+        let file = mount.open("/file");
+        Self { mount, root, file }
     }
 
     fn sb(&self) -> &Ext4SbInfo {
@@ -91,8 +94,16 @@ impl Env {
     }
 
     fn alloc(&self, goal: u64, len: u32, flags: MbFlags) -> Result<(u64, u32)> {
+        self.alloc_at(0, goal, len, flags)
+    }
+
+    fn alloc_at(&self, logical: u32, goal: u64, len: u32, flags: MbFlags) -> Result<(u64, u32)> {
+        self.alloc_for(&self.file, logical, goal, len, flags)
+    }
+
+    fn alloc_for(&self, file: &File, logical: u32, goal: u64, len: u32, flags: MbFlags) -> Result<(u64, u32)> {
         let mut handle = ext4_journal_start(self.sb(), 16)?;
-        let ar = AllocationRequest { inode: &self.root, goal: Fsblk(goal), logical: Lblk(0), len, flags };
+        let ar = AllocationRequest { inode: file.f_inode(), goal: Fsblk(goal), logical: Lblk(logical), len, flags };
         let got = ext4_mb_new_blocks(&mut handle, &ar);
         handle.stop()?;
         got.map(|(block, len)| (block.0, len))
@@ -111,9 +122,13 @@ impl Env {
 
     fn free(&self, block: u64, len: u32) -> Result {
         let mut handle = ext4_journal_start(self.sb(), 64)?;
-        let done = ext4_free_blocks(&mut handle, &self.root, Fsblk(block), len, FreeFlags::empty());
+        let done = ext4_free_blocks(&mut handle, self.file.f_inode(), Fsblk(block), len, FreeFlags::empty());
         handle.stop()?;
         done
+    }
+
+    fn i_blocks(&self) -> u64 {
+        self.file.f_inode().i_private().i_blocks.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Blocks that the bitmaps say are free.
@@ -140,8 +155,16 @@ impl Env {
 
     fn finish(self) -> Vec<u8> {
         drop(self.root);
+        drop(self.file);
         self.mount.finish()
     }
+}
+
+/// A file system with a file of some blocks.
+fn image(spec: &Mkfs) -> Vec<u8> {
+    let source = Source::new();
+    source.file("file", &stamped_blocks(4, spec.block_size)).file("other", b"");
+    Image::make(spec, Some(source.path())).bytes()
 }
 
 /// Who has which blocks: start and length.
@@ -188,15 +211,16 @@ fn what_is_given_out_was_free_and_what_is_freed_comes_back() {
             let free = env.free_blocks();
             let initial = free.len() as u64;
             env.check_counts(initial);
-            let i_blocks = env.root.i_private().i_blocks.load(std::sync::atomic::Ordering::Relaxed);
+            let i_blocks = env.i_blocks();
             let (mut rng, mut model) = (Rng(seed), Model::default());
             for _ in 0..300 {
                 if rng.below(5) < 3 {
                     let len = rng.length(11);
                     let goal = rng.below(env.sb().s_blocks_count + 10);
-                    let flags = [MbFlags::empty(), MbFlags::NOPREALLOC | MbFlags::DATA, MbFlags::USE_RESERVED];
-                    let flags = flags[rng.below(3) as usize];
-                    match env.alloc(goal, len, flags) {
+                    let data = MbFlags::DATA;
+                    let flags = [MbFlags::empty(), MbFlags::NOPREALLOC | data, MbFlags::USE_RESERVED, data, data];
+                    let flags = flags[rng.below(5) as usize];
+                    match env.alloc_at(rng.below(64) as u32, goal, len, flags) {
                         Ok((block, got)) => {
                             assert!(got >= 1 && got <= len);
                             assert!((block..block + u64::from(got)).all(|block| free.contains(&block)));
@@ -213,7 +237,7 @@ fn what_is_given_out_was_free_and_what_is_freed_comes_back() {
                 env.free(block, len).expect("it is ours");
             }
             env.check_counts(initial);
-            assert_eq!(env.root.i_private().i_blocks.load(std::sync::atomic::Ordering::Relaxed), i_blocks);
+            assert_eq!(env.i_blocks(), i_blocks);
             assert_eq!(env.free_blocks(), free);
             env.finish();
         }
@@ -270,6 +294,45 @@ fn the_goal_is_met_if_it_is_free() {
 }
 
 #[test]
+fn files_that_grow_side_by_side_are_in_one_piece_each() {
+    for (kind, step, steps) in [(0, 3, 40), (3, 1, 200), (2, 1, 12)] {
+        let (name, spec) = &kinds()[kind];
+        println!("{name}, {step}");
+        let env = Env::new(spec);
+        let other = env.mount.open("/other");
+        let initial = env.sb().free_clusters();
+        let mut held = [Vec::new(), Vec::new()];
+        for _ in 0..steps {
+            for (file, held) in [&env.file, &other].into_iter().zip(&mut held) {
+                let goal = held.last().map_or(0, |(block, len)| block + u64::from(*len));
+                let logical = 4 + held.iter().map(|(_, len)| len).sum::<u32>();
+                held.push(env.alloc_for(file, logical, goal, step, MbFlags::DATA).expect("room"));
+            }
+        }
+        let total: u32 = held.iter().flatten().map(|(_, len)| len).sum();
+        for held in &held {
+            let breaks = held.windows(2).filter(|w| w[0].0 + u64::from(w[0].1) != w[1].0).count();
+            // A small file's first blocks are among those of others.
+            assert!(breaks <= 12, "{breaks} breaks: {held:?}");
+        }
+        // What is ahead of them is not on disk, and others get it when there is nothing else.
+        env.check_counts(initial - u64::from(total));
+        let mut model = Model::default();
+        held.into_iter().flatten().for_each(|(block, len)| model.add(block, len));
+        while let Ok((block, len)) = env.alloc(0, 1000, MbFlags::USE_RESERVED) {
+            model.add(block, len);
+        }
+        env.check_counts(0);
+        for (block, len) in model.held {
+            env.free(block, len).expect("it is ours");
+        }
+        drop(other);
+        env.check_counts(initial);
+        env.finish();
+    }
+}
+
+#[test]
 fn four_threads_never_get_the_same_block() {
     for kind in [0, 3, 4, 5] {
         let (name, spec) = &kinds()[kind];
@@ -320,7 +383,10 @@ fn freeing_what_is_free_or_metadata_is_an_error_and_changes_nothing() {
     }
     assert_eq!(env.free(env.sb().s_blocks_count - 1, 2), Err(EFSCORRUPTED));
     assert_eq!(env.free(u64::MAX, 2), Err(EFSCORRUPTED));
-    assert_eq!(env.mount.sb.s_fs_info().last_error(), Some(Corrupt::FreeSystemZone(EXT4_ROOT_INO)));
+    assert_eq!(
+        env.mount.sb.s_fs_info().last_error(),
+        Some(Corrupt::FreeSystemZone(Ino(env.file.f_inode().i_ino() as u32)))
+    );
     env.free(block, len).expect("it is ours");
     env.check_counts(initial - 8);
     env.free(other, other_len).expect("it is ours");
@@ -417,13 +483,27 @@ fn inodes_run_out_when_all_are_taken_and_come_back() {
 
 #[test]
 fn a_damaged_inode_bitmap_takes_its_group_out_of_service() {
-    let image = Image::make(&kinds()[4].1, None);
-    let env = Env::of(&image.bytes());
+    let env = Env::new(&kinds()[4].1);
     let place = env.sb().ext4_get_group_desc(Group(0)).expect("a group").inode_bitmap.0 * 1024;
     let byte = peek(env.mount.sb.s_bdev(), place + 1, 1)[0];
     poke(env.mount.sb.s_bdev(), place + 1, &[byte ^ 0x80]);
     let inode = new_inode(&env, 0o100_600).expect("other groups have inodes");
     assert!(inode.i_ino() > u64::from(env.sb().s_inodes_per_group));
     assert_eq!(env.sb().last_error(), Some(Corrupt::InodeBitmapChecksum(Group(0))));
-    assert_eq!(Ino(inode.i_ino() as u32).0 as u64, inode.i_ino());
+}
+
+#[test]
+fn trimming_takes_what_is_free_and_nothing_else() {
+    let env = Env::new(&kinds()[4].1);
+    let free = env.sb().free_clusters();
+    let all = env.sb().s_blocks_count * 1024;
+    assert_eq!(env.sb().ext4_trim_fs(0..u64::MAX, 0), Ok(free * 1024));
+    let (start, len) = env.alloc(5000, 100, MbFlags::empty()).expect("room");
+    assert_eq!((start, len), (5000, 100));
+    assert_eq!(env.sb().ext4_trim_fs(4990 << 10..5110 << 10, 0), Ok(20 << 10));
+    assert_eq!(env.sb().ext4_trim_fs(4990 << 10..5110 << 10, 11 << 10), Ok(0));
+    assert_eq!(env.sb().ext4_trim_fs(all..u64::MAX, 0), Err(EINVAL));
+    env.free(start, len).expect("it is ours");
+    env.check_counts(free);
+    env.finish();
 }
