@@ -18,6 +18,10 @@ pub enum Fix {
     G9,
     /// An `O_DSYNC` write is synced when its data is on the device, not when it was submitted.
     G13,
+    /// An unwritten extent that is under I/O is merged with nothing.
+    G16,
+    /// A split before I/O that finds no space leaves the extent unwritten.
+    G29,
     /// A write that failed says so to `end_io`.
     G30,
     /// The write checks come before the verdict.
@@ -26,7 +30,7 @@ pub enum Fix {
 
 impl Fix {
     /// All of them.
-    pub const ALL: [Fix; 7] = [Fix::G1, Fix::G6, Fix::G7, Fix::G9, Fix::G13, Fix::G30, Fix::G37];
+    pub const ALL: [Fix; 9] = [Fix::G1, Fix::G6, Fix::G7, Fix::G9, Fix::G13, Fix::G16, Fix::G29, Fix::G30, Fix::G37];
 }
 
 /// Whether this was built with feature `fault-injection`: benchmarks say so beside their figures.

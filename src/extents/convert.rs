@@ -8,6 +8,7 @@
 use core::sync::atomic::Ordering;
 
 use kernel_shim::error::code::{EIO, ENOSPC};
+use kernel_shim::testing::{Fix, reverted};
 
 use super::tree::{Ext, Merge, TreeEdit, Walk};
 use crate::corrupt::{Ext4Error, Ext4Result};
@@ -42,11 +43,17 @@ impl TreeEdit<'_, '_> {
     /// the extent is as it was.
     #[doc(alias = "ext4_split_convert_extents")]
     pub(super) fn split_before_io(&mut self, walk: &Walk, at: u16, lblk: u32, end: u32) -> Ext4Result<Ext> {
-        let (_, cut) = self.cut(walk, at, lblk, end)?;
-        if cut.left.is_some() || cut.right.is_some() {
-            self.replace(walk, at, 1, &cut.pieces(), Merge::None)?;
+        let (ex, cut) = self.cut(walk, at, lblk, end)?;
+        if cut.left.is_none() && cut.right.is_none() {
+            return Ok(cut.middle);
         }
-        Ok(cut.middle)
+        match self.replace(walk, at, 1, &cut.pieces(), Merge::None) {
+            Err(Ext4Error::Errno(ENOSPC)) if reverted(Fix::G29) => {
+                self.replace(walk, at, 1, &[ex.with(false)], Merge::None)?;
+                Ok(cut.middle.with(false))
+            }
+            done => done.map(|()| cut.middle),
+        }
     }
 
     /// After the I/O: these blocks hold data. Cuts if it must, from what is reserved; where that fails they stay unwritten, the data

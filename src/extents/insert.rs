@@ -4,6 +4,7 @@
 use kernel_shim::block::blkdev_issue_zeroout;
 use kernel_shim::error::Result;
 use kernel_shim::error::code::{EINVAL, EIO};
+use kernel_shim::testing::{Fix, reverted};
 
 use super::ExtentTree;
 use super::tree::{Ext, Merge, TreeEdit, Walk};
@@ -135,7 +136,7 @@ impl TreeEdit<'_, '_> {
     /// the file has direct I/O in flight, or counts write-back of unwritten blocks in `i_unwritten`, no unwritten extents are merged
     /// at all; what is not merged now is when it is written.
     pub(super) fn merge_rule(&self) -> Merge {
-        if self.under_io() { Merge::Written } else { Merge::All }
+        if self.under_io() && !reverted(Fix::G16) { Merge::Written } else { Merge::All }
     }
 
     /// Whether unwritten blocks of this file may be on their way to being written.
