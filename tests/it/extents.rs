@@ -527,7 +527,7 @@ fn full_nodes(deep: bool, leave: u32) -> Fixture {
 #[test]
 fn g29_without_a_block_for_a_node_the_map_stays_as_it_was() {
     for deep in [false, true] {
-        for leave in 0..6 {
+        for leave in [0, 1, 2, 4] {
             let flags = [
                 GetBlocks::CREATE,
                 CREATE_ZERO,
@@ -537,7 +537,7 @@ fn g29_without_a_block_for_a_node_the_map_stays_as_it_was() {
                 CONVERT_UNWRITTEN,
             ];
             for flags in flags {
-                for (lblk, len) in [(3, 2), (0, 3), (5, 3), (8, 1), (13, 1), (908, 3)] {
+                for (lblk, len) in [(3, 2), (0, 3), (13, 1), (908, 3)] {
                     let mut f = full_nodes(deep, leave);
                     let state = f.model[lblk as usize];
                     let done = f.create(lblk, len, flags);
