@@ -30,6 +30,11 @@ struct Zone {
 pub struct SystemZone(KVec<Zone>);
 
 impl SystemZone {
+    /// How many blocks these are.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.0.iter().fold(0, |sum, zone| sum.saturating_add(zone.end.saturating_sub(zone.start)))
+    }
+
     /// Super blocks, descriptors, bitmaps and inode tables, after the group descriptors, which are
     /// checked on the way.
     #[doc(alias = "ext4_setup_system_zone")]

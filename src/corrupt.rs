@@ -9,7 +9,7 @@ use core::fmt;
 
 use kernel_shim::alloc::AllocError;
 use kernel_shim::error::Error;
-use kernel_shim::error::code::{EFSBADCRC, EFSCORRUPTED, EINVAL, ENOMEM, EOPNOTSUPP};
+use kernel_shim::error::code::{EFSBADCRC, EFSCORRUPTED, EINVAL, ENOMEM, EOPNOTSUPP, EROFS};
 
 use crate::ext4::{Group, Incompat, Ino};
 
@@ -120,6 +120,11 @@ macro_rules! corruptions {
                 match self { $( Corrupt::$name(place) => Place::$kind(*place), )* }
             }
 
+            /// The check's name.
+            pub fn name(&self) -> &'static str {
+                match self { $( Corrupt::$name(_) => stringify!($name), )* }
+            }
+
             /// What is wrong.
             pub fn text(&self) -> &'static str {
                 match self { $( Corrupt::$name(_) => $text, )* }
@@ -192,6 +197,11 @@ corruptions! {
     XattrBlockChecksum(Inode: Ino) EFSBADCRC "attribute block's checksum is wrong";
     XattrBlockRange(Inode: Ino) EFSCORRUPTED "attribute block lies outside the file system or over its metadata";
     XattrEntry(Inode: Ino) EFSCORRUPTED "attribute entry or its value reaches beyond its place, or over other entries";
+    OrphanNumber(Inode: Ino) EFSCORRUPTED "on the list of orphans, or the next one's number there, is no inode that can be";
+    OrphanFree(Inode: Ino) EFSCORRUPTED "inode on the list of orphans is not in use";
+    OrphanFileSize(Inode: Ino) EFSCORRUPTED "orphan file is too large";
+    OrphanFileMagic(Inode: Ino) EFSCORRUPTED "orphan file's block has no magic number";
+    OrphanFileChecksum(Inode: Ino) EFSBADCRC "orphan file's block has a wrong checksum";
 }
 
 // One bit each in the set of kinds that were logged.
@@ -252,6 +262,10 @@ pub enum Refused {
     NeedsRecovery,
     /// A mount option is unknown or contradicts another.
     MountOption,
+    /// The journal is on another device, of this number.
+    ExternalJournal(u32),
+    /// The journal has to be replayed, and the device cannot be written.
+    RecoveryReadOnly,
 }
 
 impl Refused {
@@ -260,6 +274,7 @@ impl Refused {
         match self {
             Refused::SuperChecksum => EFSBADCRC,
             Refused::NeedsRecovery => EOPNOTSUPP,
+            Refused::RecoveryReadOnly => EROFS,
             _ => EINVAL,
         }
     }
@@ -294,9 +309,16 @@ impl fmt::Display for Refused {
             Refused::FirstMetaBg(v) => write!(f, "first meta block group {v} is beyond the descriptors"),
             Refused::Incompat(v) => write!(f, "unsupported incompatible features: {v}"),
             Refused::NeedsRecovery => {
-                write!(f, "the journal needs recovery, which is not supported; e2fsck does it (RECOVER is set)")
+                write!(f, "RECOVER is set, and there is no journal to replay; e2fsck can tell what to do")
             }
             Refused::MountOption => write!(f, "bad mount options"),
+            Refused::ExternalJournal(0) => write!(f, "there is a journal, and no inode of it"),
+            Refused::ExternalJournal(dev) => {
+                write!(f, "the journal is on another device ({dev:#x}), which is not supported")
+            }
+            Refused::RecoveryReadOnly => {
+                write!(f, "write access unavailable, cannot replay the journal (try mounting with ro,noload)")
+            }
         }
     }
 }

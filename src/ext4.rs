@@ -397,7 +397,8 @@ pub const EXT4_FEATURE_RO_COMPAT_SUPP: RoCompat = RoCompat::SPARSE_SUPER
     .union(RoCompat::GDT_CSUM)
     .union(RoCompat::DIR_NLINK)
     .union(RoCompat::EXTRA_ISIZE)
-    .union(RoCompat::METADATA_CSUM);
+    .union(RoCompat::METADATA_CSUM)
+    .union(RoCompat::ORPHAN_PRESENT);
 
 /// Writes the names of the bits, and of bits without one the number.
 fn fmt_names(names: impl Iterator<Item = &'static str>, unnamed: u32, f: &mut fmt::Formatter<'_>) -> fmt::Result {

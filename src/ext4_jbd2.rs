@@ -27,21 +27,22 @@ pub struct Handle<'s> {
     sb: &'s Ext4SbInfo,
     /// Nothing on a mount without a journal.
     h: Option<jbd2::Handle>,
+    _access: kernel_shim::fs::WriteAccess<'s>,
 }
 
 /// Starts a handle that may dirty `credits` blocks. Sleeps while the transaction before is being closed or the log is full.
 ///
-/// EROFS if the mount is read-only or the journal was aborted, ENOSPC for more credits than a transaction may have, ENOMEM.
+/// EROFS if the mount is read-only or the journal was aborted, EIO after a shutdown, ENOSPC for more credits than a transaction may have, ENOMEM.
 /// Called with no handle open.
 pub fn ext4_journal_start(sb: &Ext4SbInfo, credits: u32) -> Result<Handle<'_>> {
-    if sb.is_rdonly() {
-        return Err(kernel_shim::error::code::EROFS);
-    }
+    // While the file system is frozen nothing is changed, not even by a worker that came through no other gate.
+    let access = sb.s_intwrite.enter();
+    sb.ext4_journal_check_start()?;
     let h = match sb.s_journal() {
         Some(journal) => Some(jbd2::Handle::start(journal, credits)?),
         None => None,
     };
-    Ok(Handle { sb, h })
+    Ok(Handle { sb, h, _access: access })
 }
 
 impl<'s> Handle<'s> {

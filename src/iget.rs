@@ -198,7 +198,7 @@ impl InodeUpdate {
             i_blocks: info.i_blocks.load(Ordering::Acquire),
             i_times: inode.i_times(),
             i_crtime: info.i_crtime,
-            i_dtime: info.i_dtime.load(Ordering::Relaxed),
+            i_dtime: info.i_dtime_on_disk(),
             i_flags: info.i_flags(),
             i_generation: info.i_generation,
             i_version: info.i_version.load(Ordering::Relaxed),
@@ -232,6 +232,8 @@ pub enum Iget {
     /// The reserved ones too.
     #[doc(alias = "EXT4_IGET_SPECIAL")]
     Special,
+    /// Normal ones, and those that have lost their last link.
+    Orphan,
 }
 
 /// Reads and checks an inode.
@@ -240,7 +242,7 @@ pub enum Iget {
 /// them. The root of its block map is checked too. Sleeps.
 #[doc(alias = "__ext4_iget")]
 pub fn ext4_read_inode(sb: &Ext4SbInfo, ino: Ino, which: Iget) -> Ext4Result<Ext4InodeDisk> {
-    if which == Iget::Normal && ino != EXT4_ROOT_INO && ino.0 < sb.s_first_ino {
+    if which != Iget::Special && ino != EXT4_ROOT_INO && ino.0 < sb.s_first_ino {
         return Err(Corrupt::InodeNumber(ino).into());
     }
     let (bh, offset) = ext4_get_inode_loc(sb, ino)?;
@@ -249,7 +251,7 @@ pub fn ext4_read_inode(sb: &Ext4SbInfo, ino: Ino, which: Iget) -> Ext4Result<Ext
         let raw = bytes.get(offset..).and_then(|bytes| bytes.get(..usize::from(sb.s_inode_size))).ok_or(EIO)?;
         parse_inode(sb, ino, raw)?
     };
-    check_inode(sb, &disk)?;
+    check_inode(sb, &disk, which)?;
     Ok(disk)
 }
 
@@ -322,9 +324,9 @@ fn inode_blocks(sb: &Ext4SbInfo, inode: &InodeView<&[u8; 128]>, flags: InodeFlag
 }
 
 /// Whether the fields make sense.
-fn check_inode(sb: &Ext4SbInfo, disk: &Ext4InodeDisk) -> Ext4Result {
+fn check_inode(sb: &Ext4SbInfo, disk: &Ext4InodeDisk, which: Iget) -> Ext4Result {
     let ino = disk.i_ino;
-    if disk.i_links_count == 0 || disk.i_mode == 0 {
+    if disk.i_links_count == 0 && which != Iget::Orphan || disk.i_mode == 0 {
         // The root is always needed; anything else may just have been deleted.
         return Err(if ino == EXT4_ROOT_INO { Corrupt::InodeUnallocated(ino).into() } else { ESTALE.into() });
     }
@@ -466,6 +468,23 @@ pub(crate) fn put_inode_csum(sb: &Ext4SbInfo, ino: Ino, raw: &mut [u8], extra_is
         InodeExtraView::<&mut [u8; 32]>::at_mut(raw, InodeView::LEN)?.set_i_checksum_hi((csum >> 16) as u16);
     }
     Some(())
+}
+
+/// Writes `next` where the inode on the disk has the number of the next one on the list of orphans, and changes nothing else
+/// of it. Needs a credit. EIO, EROFS. Sleeps.
+#[doc(alias = "NEXT_ORPHAN")]
+pub(crate) fn ext4_set_next_orphan(handle: &mut Handle<'_>, ino: Ino, next: u32) -> Result {
+    let sb = handle.sb();
+    let (bh, offset) = ext4_get_inode_loc(sb, ino).map_err(|error| sb.ext4_error(error))?;
+    handle.get_write_access(&bh)?;
+    {
+        let mut block = bh.write();
+        let raw = block.get_mut(offset..).and_then(|b| b.get_mut(..usize::from(sb.s_inode_size))).ok_or(EIO)?;
+        InodeView::<&mut [u8; 128]>::at_mut(raw, 0).ok_or(EIO)?.set_i_dtime(next);
+        let extra = InodeExtraView::<&[u8; 32]>::at(raw, InodeView::LEN).map_or(0, |extra| extra.i_extra_isize());
+        put_inode_csum(sb, ino, raw, extra).ok_or(EIO)?;
+    }
+    handle.dirty_metadata(&bh)
 }
 
 /// Writes an inode to its table block under the caller's handle, with all that has changed. Takes `i_data_sem` for reading:

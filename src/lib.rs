@@ -117,6 +117,7 @@ pub mod dir;
 pub(crate) mod dirblock;
 pub mod disk;
 mod dx;
+mod evict;
 pub mod ext4;
 pub mod ext4_jbd2;
 pub mod extents;
@@ -137,22 +138,29 @@ pub mod mballoc;
 pub mod namei;
 mod ops;
 pub mod orphan;
+mod orphan_file;
 pub mod page_io;
 pub mod path;
 pub mod sb;
+pub mod sb_error;
 pub mod sb_geometry;
 pub mod sb_options;
+pub mod sb_remount;
+pub mod sb_stats;
 pub mod setattr;
 pub mod symlink;
 pub mod truncate;
+pub mod writeback;
 pub mod xattr;
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
-use kernel_shim::alloc::PoolBox;
-use kernel_shim::sync::{Mutex, RwSemaphore};
+use kernel_shim::alloc::{Arc, PoolBox};
+use kernel_shim::sync::{Mutex, RwSemaphore, SpinLock};
 
 pub use ops::{ext4_iget, ext4_mount, ext4_open, ext4_sync_fs, ext4_umount};
+pub use sb_remount::{GoingDown, ext4_force_shutdown, ext4_freeze, ext4_remount, ext4_unfreeze};
+pub use sb_stats::{Ext4Statfs, Ext4Stats, ext4_sb_stats, ext4_statfs};
 
 /// The file system's type, for the shim's generic VFS objects.
 pub enum Ext4 {}
@@ -228,8 +236,10 @@ pub struct Ext4InodeInfo {
     pub i_file_acl: AtomicU64,
     /// Change counter.
     pub i_version: AtomicU64,
-    /// When it was deleted; or, on the list of orphans on disk, the next one's number.
+    /// When it was deleted. What the disk has there is another if it is on the list of orphans: see [`Ext4InodeInfo::i_dtime_on_disk`].
     pub i_dtime: AtomicU32,
+    /// Its place among the orphans, if it is one.
+    i_orphan: SpinLock<Option<Arc<orphan::Orphan>>>,
     /// The transaction that last wrote the inode, for fsync.
     pub i_sync_tid: AtomicU32,
     /// The same for what fdatasync needs.
@@ -267,6 +277,7 @@ impl Ext4InodeInfo {
             i_file_acl: AtomicU64::new(disk.i_file_acl.0),
             i_version: AtomicU64::new(disk.i_version),
             i_dtime: AtomicU32::new(disk.i_dtime),
+            i_orphan: SpinLock::new(None),
             i_sync_tid: AtomicU32::new(0),
             i_datasync_tid: AtomicU32::new(0),
             xattr_sem: RwSemaphore::new(()),
@@ -275,6 +286,24 @@ impl Ext4InodeInfo {
             aio: page_io::AioInfo::new(),
             i_sync: Mutex::new(()),
             i_unsynced: AtomicBool::new(false),
+        }
+    }
+
+    /// Its place among the orphans.
+    pub fn orphan(&self) -> Option<Arc<orphan::Orphan>> {
+        self.i_orphan.lock().clone()
+    }
+
+    pub(crate) fn set_orphan(&self, orphan: Option<Arc<orphan::Orphan>>) {
+        // What was there is dropped with the lock released.
+        let _before = core::mem::replace(&mut *self.i_orphan.lock(), orphan);
+    }
+
+    /// What belongs in `i_dtime` on the disk: the number of the next orphan on the list, or when it was deleted.
+    pub(crate) fn i_dtime_on_disk(&self) -> u32 {
+        match &*self.i_orphan.lock() {
+            Some(orphan) => orphan.next(),
+            None => self.i_dtime.load(Ordering::Relaxed),
         }
     }
 

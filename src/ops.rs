@@ -8,15 +8,19 @@ use kernel_shim::block::{Bdev, blkdev_issue_flush};
 use kernel_shim::error::{Error, Result, code::*};
 use kernel_shim::fs::{FileSystem, InodeFlags, IovIter, NewInode, OpenFlags, SbFlags};
 use kernel_shim::mm::filemap::BlockRun;
+use kernel_shim::{pr_info, pr_notice};
 
 use kernel_shim::mm::filemap::{file_remove_suid, should_remove_suid};
 
 use crate::corrupt::{Corrupt, Ext4Error};
 use crate::ext4::{EXT4_ROOT_INO, Ino};
 use crate::iget::{Iget, ext4_read_inode};
+use crate::orphan::{ext4_has_orphans, ext4_orphan_cleanup};
 use crate::path::{Cred, path_open};
 use crate::sb::{Ext4SbInfo, ext4_fill_super};
 use crate::xattr::{ext4_file_remove_privs, ext4_need_remove_privs};
+use crate::sb_remount::sb_flags;
+use crate::writeback::Flusher;
 use crate::{Ext4, Ext4InodeInfo, File, IRef, Inode, Kiocb, Locked, Private, SuperBlock};
 
 impl FileSystem for Ext4 {
@@ -73,9 +77,25 @@ impl FileSystem for Ext4 {
         crate::iget::ext4_write_inode(inode)
     }
 
-    fn evict_inode(_inode: &Arc<Inode>) {}
+    fn evict_inode(inode: &Arc<Inode>) {
+        crate::evict::ext4_evict_inode(inode);
+    }
 
-    fn release(_file: &File, _last_writer: bool) {}
+    fn release(file: &File, last_writer: bool) {
+        crate::evict::ext4_release_file(file, last_writer);
+    }
+
+    fn deferred_release(inode: &Inode) {
+        crate::evict::ext4_release_preallocations(inode);
+    }
+
+    fn may_forget(inode: &Inode) -> bool {
+        crate::writeback::may_forget(inode)
+    }
+
+    fn inodes_pressed(sbi: &Ext4SbInfo) {
+        sbi.s_flusher.press();
+    }
 
     fn s_maxbytes(inode: &Inode) -> i64 {
         let sbi = inode.i_sb().s_fs_info();
@@ -87,9 +107,17 @@ impl FileSystem for Ext4 {
 ///
 /// `ESTALE` for one that is not in use, `EFSCORRUPTED` or `EFSBADCRC` for one that cannot be, which is logged.
 pub fn ext4_iget(sb: &Arc<SuperBlock>, ino: Ino) -> Result<IRef> {
+    ext4_iget_which(sb, ino, Iget::Normal)
+}
+
+/// [`ext4_iget`] of those inodes that `which` allows.
+pub(crate) fn ext4_iget_which(sb: &Arc<SuperBlock>, ino: Ino, which: Iget) -> Result<IRef> {
+    if sb.s_fs_info().ext4_forced_shutdown() {
+        return Err(EIO);
+    }
     sb.iget(u64::from(ino.0), || {
         let sbi = sb.s_fs_info();
-        let disk = ext4_read_inode(sbi, ino, Iget::Normal).map_err(|error| ext4_error(sb, error))?;
+        let disk = ext4_read_inode(sbi, ino, which).map_err(|error| ext4_error(sb, error))?;
         let inode = Inode::new(NewInode {
             i_sb: sb.clone(),
             i_ino: u64::from(ino.0),
@@ -103,6 +131,11 @@ pub fn ext4_iget(sb: &Arc<SuperBlock>, ino: Ino) -> Result<IRef> {
             i_times: disk.i_times,
             i_private: Ext4InodeInfo::new(&disk),
         });
+        if let Some(tid) = sbi.s_journal().and_then(|journal| journal.newest_tid()) {
+            // It may have been let go of after a change that is not committed: fsync waits for whatever that was in.
+            inode.i_private().i_sync_tid.store(tid, Ordering::Release);
+            inode.i_private().i_datasync_tid.store(tid, Ordering::Release);
+        }
         Ok(Arc::new(inode, GFP_KERNEL)?)
     })
 }
@@ -132,54 +165,127 @@ pub(crate) fn ext4_error(sb: &SuperBlock, error: Ext4Error) -> Error {
 /// [`MountOptions`](crate::sb_options::MountOptions). Sleeps.
 ///
 /// Errors, each with a log line that names what is wrong: `EINVAL` for an unknown option, a file system this cannot be, and
-/// unsupported features; `EFSCORRUPTED`, `EFSBADCRC` for a damaged one; `EIO`; `ENOMEM`.
+/// unsupported features; `EFSCORRUPTED`, `EFSBADCRC` for a damaged one; `EROFS` for a journal that has to be replayed on a
+/// device that cannot be written; `EIO`; `ENOMEM`.
 pub fn ext4_mount(bdev: Bdev, options: &str) -> Result<Arc<SuperBlock>> {
     let info = ext4_fill_super(bdev.clone(), options).map_err(Error::from)?;
-    let mut flags = SbFlags::empty();
-    flags.set(SbFlags::RDONLY, info.is_rdonly());
-    flags.set(SbFlags::NOATIME, info.s_options.noatime);
+    let flags = sb_flags(&info.options(), info.is_rdonly());
     let (blkbits, gran) = (info.s_blocksize_bits, info.s_time_gran());
     let sb = SuperBlock::new(bdev, blkbits, gran, flags, info)?;
-    // The root says whether there is a file system to go on with, before anything is written.
-    let root = ext4_iget(&sb, EXT4_ROOT_INO)?;
-    let ready = if root.is_dir() {
-        sb.s_fs_info().ext4_setup_super().map_err(|error| ext4_error(&sb, error))
-    } else {
-        Err(ext4_error(&sb, Corrupt::InodeMode(EXT4_ROOT_INO).into()))
-    };
-    drop(root);
-    if let Err(error) = ready {
-        sb.evict_inodes();
-        return Err(error);
+    match mount_finish(&sb) {
+        Ok(()) => Ok(sb),
+        Err(error) => {
+            let sbi = sb.s_fs_info();
+            sbi.s_flusher.stop();
+            let _ = sbi.ext4_put_super();
+            sb.set_rdonly();
+            sb.evict_inodes();
+            Err(error)
+        }
     }
-    Ok(sb)
 }
 
-/// Writes all that is newer in memory than on disk, and makes it durable. Sleeps.
-#[doc(alias = "sync_filesystem")]
-pub fn ext4_sync_fs(sb: &SuperBlock) -> Result {
-    if sb.s_flags().contains(SbFlags::RDONLY) {
+/// What a mount does once there can be inodes.
+fn mount_finish(sb: &Arc<SuperBlock>) -> Result {
+    let sbi = sb.s_fs_info();
+    let edge = |error| ext4_error(sb, error);
+    // The root says whether there is a file system to go on with, before anything is written.
+    if !ext4_iget(sb, EXT4_ROOT_INO)?.is_dir() {
+        return Err(edge(Corrupt::InodeMode(EXT4_ROOT_INO).into()));
+    }
+    let rdonly = sbi.is_rdonly();
+    if !rdonly {
+        sbi.start_journal(Some(sb.clone())).map_err(edge)?;
+        sbi.ext4_setup_super().map_err(edge)?;
+    }
+    if ext4_has_orphans(sbi) {
+        cleanup_orphans(sb, rdonly)?;
+    }
+    if rdonly {
+        // The log was replayed: there is nothing in it that the next one would have to replay.
+        return if sbi.s_orphans.is_empty() { sbi.mark_clean().map_err(edge) } else { Ok(()) };
+    }
+    Flusher::start(sb)
+}
+
+/// Read-only mounts finish with orphans, too, where that can be; for that long the file system itself is written.
+fn cleanup_orphans(sb: &Arc<SuperBlock>, rdonly: bool) -> Result {
+    let sbi = sb.s_fs_info();
+    let edge = |error| ext4_error(sb, error);
+    if !rdonly {
+        ext4_orphan_cleanup(sb);
         return Ok(());
     }
-    let inodes = sb.write_inodes();
-    let buffers = sb.s_fs_info().buffers.sync_all();
-    inodes.and(buffers).and(blkdev_issue_flush(sb.s_bdev()))
+    if sbi.is_rdonly_for_good() || sbi.options().noload {
+        pr_notice!("EXT4-fs ({}): orphan cleanup skipped: the file system cannot be written", sbi.bdev.name());
+        return Ok(());
+    }
+    pr_info!("EXT4-fs ({}): orphan cleanup on readonly fs", sbi.bdev.name());
+    sbi.start_journal(Some(sb.clone())).map_err(edge)?;
+    sbi.s_rdonly.store(false, Ordering::SeqCst);
+    let done = sbi.mark_writing().map_err(edge).and_then(|()| {
+        ext4_orphan_cleanup(sb);
+        ext4_sync_fs(sb)?;
+        sbi.s_journal().map_or(Ok(()), |journal| journal.flush())
+    });
+    sbi.s_rdonly.store(true, Ordering::SeqCst);
+    done
 }
 
-/// Unmounts: waits for all direct I/O, writes everything, tells the super block. Sleeps. `EBUSY`, and nothing has happened,
-/// if a file is still open; the first error of writing otherwise, and it is unmounted all the same.
+/// Writes all that is newer in memory than on disk, and makes it durable: data, inodes, and what transactions there are. Called
+/// with no handle open. The first error, after everything was tried; EIO after a shutdown. Sleeps.
+#[doc(alias = "sync_filesystem")]
+pub fn ext4_sync_fs(sb: &SuperBlock) -> Result {
+    let sbi = sb.s_fs_info();
+    if sbi.ext4_forced_shutdown() {
+        return Err(EIO);
+    }
+    if sbi.is_rdonly() {
+        return if sbi.journal_aborted() { Err(EROFS) } else { Ok(()) };
+    }
+    // Data first: writing it makes inodes dirty.
+    let data = crate::writeback::ext4_write_data(sb, true);
+    let inodes = sb.write_inodes();
+    let errors = sbi.write_errors().map_err(|error| ext4_error(sb, error));
+    let committed = match sbi.s_journal() {
+        Some(journal) => journal.force_commit(),
+        None => sbi.buffers.sync_all(),
+    };
+    data.and(inodes).and(errors).and(committed).and(blkdev_issue_flush(sb.s_bdev()))
+}
+
+/// Unmounts: waits for all direct I/O, writes everything, tells the super block. Sleeps. `EBUSY` if a file is still open, and the
+/// mount goes on; the first error of writing otherwise, and it is unmounted all the same.
 ///
 /// The mount must not be used afterwards: what is opened then sees a read-only mount.
 #[doc(alias = "generic_shutdown_super")]
 pub fn ext4_umount(sb: &Arc<SuperBlock>) -> Result {
-    sb.drain_direct_io();
-    if sb.busy_inodes() > 0 {
+    let sbi = sb.s_fs_info();
+    if sb.s_writers.is_shut() {
+        // Frozen: nothing is to be written, and whoever waits at the gate would wait for ever.
         return Err(EBUSY);
     }
-    let synced = ext4_sync_fs(sb);
-    let put = sb.s_fs_info().ext4_put_super().map_err(|error| ext4_error(sb, error));
-    let flushed = if sb.s_flags().contains(SbFlags::RDONLY) { Ok(()) } else { blkdev_issue_flush(sb.s_bdev()) };
+    let umount = sb.s_umount.write();
+    sb.drain_direct_io();
+    sb.drain_evictions();
+    let mut synced = Ok(());
+    if sb.busy_inodes() > 0 {
+        // A transaction holds the inodes whose data it has to see written; not any more once it is committed.
+        synced = ext4_sync_fs(sb);
+        sb.drain_evictions();
+        if sb.busy_inodes() > 0 {
+            return Err(EBUSY);
+        }
+    }
+    drop(umount);
+    sbi.s_flusher.stop();
+    let synced = synced.and(ext4_sync_fs(sb));
+    crate::evict::ext4_discard_all_preallocations(sb);
+    let put = sbi.ext4_put_super().map_err(|error| ext4_error(sb, error));
+    let wrote = !sb.s_flags().contains(SbFlags::RDONLY) && !sbi.ext4_forced_shutdown();
+    let flushed = if wrote { blkdev_issue_flush(sb.s_bdev()) } else { Ok(()) };
     sb.set_rdonly();
+    sbi.s_rdonly.store(true, Ordering::SeqCst);
     sb.evict_inodes();
     synced.and(put).and(flushed)
 }

@@ -9,7 +9,7 @@ use crate::corrupt::{Ext4Error, Ext4Result, Refused};
 use crate::disk::SuperBlockView;
 use crate::ext4::*;
 use crate::hash::{DxHash, HashInfo};
-use crate::sb_options::{Errors, MountOptions};
+use crate::sb_options::Errors;
 
 type Sb<'a> = SuperBlockView<&'a [u8; 1024]>;
 
@@ -83,6 +83,12 @@ pub struct Geometry {
     pub s_def_hash_version: DxHash,
     /// The journal's inode, or 0.
     pub s_journal_inum: Ino,
+    /// The device that an external journal is on, or 0.
+    pub s_journal_dev: u32,
+    /// With `orphan_file`, its inode.
+    pub s_orphan_file_inum: Ino,
+    /// KiB written in all mounts before this one.
+    pub s_kbytes_written: u64,
     /// `s_state` at mount.
     pub s_state: u16,
     /// What the super block wants done after an error.
@@ -94,10 +100,10 @@ pub struct Geometry {
 impl Geometry {
     /// Checks the super block `raw` of a device with `nr_sectors` sectors of 512 bytes and logical
     /// blocks of `lbs` bytes. The order of the checks is that of `ext4_fill_super`.
-    pub fn from_super(raw: &[u8; 1024], lbs: u32, nr_sectors: u64, options: &MountOptions) -> Ext4Result<Self> {
+    pub fn from_super(raw: &[u8; 1024], lbs: u32, nr_sectors: u64) -> Ext4Result<Self> {
         let sb = SuperBlockView::at(raw, 0).ok_or(Refused::Magic(0))?;
         check_identity(&sb, raw)?;
-        check_features(&sb, options)?;
+        check_features(&sb)?;
         let s_blocksize_bits = check_block_size(&sb, lbs)?;
         let s_blocksize = 1 << s_blocksize_bits;
         let (s_inode_size, s_first_ino) = check_inode_size(&sb, s_blocksize)?;
@@ -143,6 +149,9 @@ impl Geometry {
             s_hash: HashInfo::new(sb.s_hash_seed(), sb.s_flags()),
             s_def_hash_version: DxHash::from_version(sb.s_def_hash_version()).unwrap_or(DxHash::HalfMd4),
             s_journal_inum: Ino(if has_journal { sb.s_journal_inum() } else { 0 }),
+            s_journal_dev: if has_journal { sb.s_journal_dev() } else { 0 },
+            s_orphan_file_inum: Ino(sb.s_orphan_file_inum()),
+            s_kbytes_written: sb.s_kbytes_written(),
             s_state: sb.s_state(),
             s_errors: Errors::from_super(sb.s_errors()),
             s_last_orphan: sb.s_last_orphan(),
@@ -214,7 +223,7 @@ fn check_identity(sb: &Sb<'_>, raw: &[u8; 1024]) -> Ext4Result {
 }
 
 /// Whether everything that must be known to read the file system is.
-fn check_features(sb: &Sb<'_>, options: &MountOptions) -> Ext4Result {
+fn check_features(sb: &Sb<'_>) -> Ext4Result {
     match sb.s_rev_level() {
         EXT4_GOOD_OLD_REV => {
             let features = sb.s_feature_compat() | sb.s_feature_incompat() | sb.s_feature_ro_compat();
@@ -228,9 +237,6 @@ fn check_features(sb: &Sb<'_>, options: &MountOptions) -> Ext4Result {
     let unknown = sb.incompat().difference(EXT4_FEATURE_INCOMPAT_SUPP | Incompat::RECOVER);
     if !unknown.is_empty() {
         return Err(Refused::Incompat(unknown).into());
-    }
-    if sb.incompat().contains(Incompat::RECOVER) && !(options.noload && options.rdonly) {
-        return Err(Refused::NeedsRecovery.into());
     }
     Ok(())
 }

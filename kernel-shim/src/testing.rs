@@ -14,6 +14,8 @@ pub enum Fix {
     G6,
     /// The verdict is left in the kiocb whatever the file's flags are by then.
     G7,
+    /// Freezing waits for direct I/O in flight.
+    G8,
     /// Missing memory ends the write; nothing is written in its place.
     G9,
     /// An `O_DSYNC` write is synced when its data is on the device, not when it was submitted.
@@ -30,7 +32,8 @@ pub enum Fix {
 
 impl Fix {
     /// All of them.
-    pub const ALL: [Fix; 9] = [Fix::G1, Fix::G6, Fix::G7, Fix::G9, Fix::G13, Fix::G16, Fix::G29, Fix::G30, Fix::G37];
+    pub const ALL: [Fix; 10] =
+        [Fix::G1, Fix::G6, Fix::G7, Fix::G8, Fix::G9, Fix::G13, Fix::G16, Fix::G29, Fix::G30, Fix::G37];
 }
 
 /// Whether this was built with feature `fault-injection`: benchmarks say so beside their figures.

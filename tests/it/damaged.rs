@@ -12,7 +12,7 @@ mod maps;
 mod victim;
 
 use ext4_dio::corrupt::{Corrupt, Ext4Error, Ext4Result, Refused};
-use ext4_dio::ext4::{Group, Incompat, RoCompat};
+use ext4_dio::ext4::{Compat, Group, Incompat, RoCompat};
 use ext4_dio::iget::{Iget, ext4_read_inode};
 use ext4_dio::sb::ext4_fill_super;
 use ext4_dio_tests::images::{peek, poke, ram_disk};
@@ -116,10 +116,10 @@ fn features_that_must_be_known_are_refused_by_name() {
 }
 
 #[test]
-fn a_journal_that_needs_recovery_is_left_to_e2fsck() {
+fn recover_without_a_journal_is_left_to_e2fsck() {
     let victim = Victim::new();
-    let incompat = victim.sound.sb.s_incompat | Incompat::RECOVER;
-    victim.super_field(0x60, &incompat.bits().to_le_bytes());
+    let incompat = victim.sound.sb.s_incompat;
+    victim.super_field(0x60, &(incompat | Incompat::RECOVER).bits().to_le_bytes());
     let found = refused(victim.mount());
     assert_eq!(found, Refused::NeedsRecovery);
     assert!(found.to_string().contains("e2fsck"));
@@ -129,24 +129,32 @@ fn a_journal_that_needs_recovery_is_left_to_e2fsck() {
 }
 
 #[test]
+fn a_journal_elsewhere_is_refused() {
+    let with_journal = |inum: u32, dev: u32| {
+        let victim = Victim::new();
+        let compat = victim.sound.sb.s_compat | Compat::HAS_JOURNAL;
+        victim.super_field(0x5c, &compat.bits().to_le_bytes());
+        victim.super_field(0xe0, &inum.to_le_bytes()).super_field(0xe4, &dev.to_le_bytes());
+        victim
+    };
+    let victim = with_journal(0, 0x801);
+    let found = refused(victim.mount());
+    assert_eq!(found, Refused::ExternalJournal(0x801));
+    assert!(found.to_string().contains("on another device (0x801)"));
+    assert!(ext4_fill_super(victim.bdev.clone(), "ro,noload").is_ok());
+    assert_eq!(refused(with_journal(0, 0).mount()), Refused::ExternalJournal(0));
+}
+
+#[test]
 fn what_could_only_be_spoiled_by_writing_is_mounted_read_only() {
     let mount = |victim: &Victim| ext4_fill_super(victim.bdev.clone(), "rw").expect("readable").is_rdonly();
     assert!(!mount(&Victim::new()));
-    let features = [
-        RoCompat::QUOTA,
-        RoCompat::BIGALLOC,
-        RoCompat::READONLY,
-        RoCompat::PROJECT,
-        RoCompat::VERITY,
-        RoCompat::ORPHAN_PRESENT,
-    ];
+    let features = [RoCompat::QUOTA, RoCompat::BIGALLOC, RoCompat::READONLY, RoCompat::PROJECT, RoCompat::VERITY];
     for feature in features.into_iter().chain([RoCompat::from_bits_retain(0x4000_0000)]) {
         let victim = Victim::new();
         let ro_compat = victim.sound.sb.s_ro_compat | feature;
         assert!(mount(victim.super_field(0x64, &ro_compat.bits().to_le_bytes())), "{feature}");
     }
-    let victim = Victim::new();
-    assert!(mount(victim.super_field(0xe8, &12u32.to_le_bytes())), "orphans");
 }
 
 #[test]

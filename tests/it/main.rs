@@ -11,6 +11,7 @@ mod faults;
 mod file;
 mod hunks;
 mod jobs;
+mod mount;
 mod ondisk;
 mod parallel;
 mod races;

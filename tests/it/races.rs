@@ -299,6 +299,7 @@ fn every_test_fails_without_its_fix() {
         (Fix::G1, "races::g1_counted_before_the_unlock"),
         (Fix::G6, "races::g6_page_faults_come_before_the_window"),
         (Fix::G7, "races::g7_fcntl_in_the_middle"),
+        (Fix::G8, "mount::g8_freezing_waits_for_direct_io_in_flight"),
         (Fix::G9, "races::g9_a_fault_half_way_zeroes_nothing"),
         (Fix::G13, "races::g13_async_dsync_is_durable_when_told"),
         (Fix::G16, "extents::g16_unwritten_extents_under_io_stay_as_they_were_cut"),

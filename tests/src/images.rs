@@ -179,6 +179,16 @@ impl Image {
         assert_clean(&self.path());
     }
 
+    /// Runs `e2fsck -fy`, which may have something to repair, and panics unless there is nothing left afterwards. What it said.
+    pub fn e2fsck_repairs(&self) -> String {
+        let output = run(e2fsprogs("e2fsck").env_remove("E2FSPROGS_FAKE_TIME").args(["-fy"]).arg(self.path()));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // 1: changes were made.
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{}: {text}", output.status);
+        self.assert_clean();
+        text
+    }
+
     /// A RAM disk with the image's bytes.
     pub fn bdev(&self) -> Bdev {
         ram_disk(&self.bytes())

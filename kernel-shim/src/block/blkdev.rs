@@ -176,6 +176,8 @@ impl<T: BlockDevice> BlockDevice for Arc<T> {
 pub struct DiskStats {
     /// Requests given to the driver.
     pub requests: u64,
+    /// Sectors of 512 bytes that were to be written, to within a few.
+    pub write_sectors: u64,
     /// Bios that went as part of another's request.
     pub merges: u64,
     /// Bios that are allocated now.
@@ -206,6 +208,19 @@ struct DiskCpu {
     /// Contexts inside the driver on behalf of a bio that may already have ended.
     pins: AtomicUsize,
     requests: AtomicU64,
+    write_sectors: AtomicU64,
+}
+
+impl DiskCpu {
+    #[inline]
+    fn count(&self, rq: &Request) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        if rq.op() == ReqOp::Write {
+            // Not in one step: a thread that moves to another CPU in between may lose a few, which is all right for a statistic.
+            let sectors = self.write_sectors.load(Ordering::Relaxed) + u64::from(rq.nr_bytes() >> SECTOR_SHIFT);
+            self.write_sectors.store(sectors, Ordering::Relaxed);
+        }
+    }
 }
 
 // SAFETY: a BlockDevice is Send and Sync, and the raw pointers to it are the disk's own.
@@ -254,14 +269,14 @@ impl Gendisk {
     /// To the driver, at once. The caller has a handle or a pin.
     #[inline]
     pub(crate) fn queue_now(&self, rq: Request) {
-        self.cpus.this().requests.fetch_add(1, Ordering::Relaxed);
+        self.cpus.this().count(&rq);
         self.dev().queue_last(rq);
     }
 
     /// To the driver, with a [`Gendisk::commit`] to follow. The caller has a handle or a pin.
     #[inline]
     pub(crate) fn queue_only(&self, rq: Request) {
-        self.cpus.this().requests.fetch_add(1, Ordering::Relaxed);
+        self.cpus.this().count(&rq);
         self.dev().queue_rq(rq);
     }
 
@@ -493,6 +508,7 @@ impl Bdev {
         let disk = self.disk();
         DiskStats {
             requests: disk.cpus.iter().map(|cpu| cpu.requests.load(Ordering::Relaxed)).sum(),
+            write_sectors: disk.cpus.iter().map(|cpu| cpu.write_sectors.load(Ordering::Relaxed)).sum(),
             merges: disk.merges.load(Ordering::Relaxed),
             bios_out: disk.bios.outstanding(),
         }

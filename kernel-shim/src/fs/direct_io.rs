@@ -204,6 +204,8 @@ pub(crate) struct DioPool<F: FileSystem> {
     pool: Pool<Dio<F>, DIO_POOL>,
     /// For one to come free.
     wait: WaitQueue,
+    /// How many wait for all to be complete: new ones wait for them, or it might never be so.
+    draining: core::sync::atomic::AtomicU32,
     /// C's `s_dio_done_wq`.
     done_wq: Arc<Workqueue>,
 }
@@ -214,6 +216,7 @@ impl<F: FileSystem> DioPool<F> {
             pool: Pool::new(DIO_POOL, GFP_KERNEL, "dio")?,
             wait: WaitQueue::new(),
             done_wq: Workqueue::new("dio_done", DONE_WORKERS)?,
+            draining: core::sync::atomic::AtomicU32::new(0),
         })
     }
 
@@ -222,6 +225,12 @@ impl<F: FileSystem> DioPool<F> {
     #[inline]
     fn alloc(&self, nowait: bool, mut init: impl FnMut() -> Dio<F>) -> Result<PoolBox<Dio<F>>> {
         loop {
+            if self.draining.load(Ordering::Relaxed) != 0 {
+                if nowait {
+                    return Err(EAGAIN);
+                }
+                self.wait_for_drain();
+            }
             if let Some(dio) = self.pool.try_alloc_with(&mut init) {
                 return Ok(dio);
             }
@@ -240,9 +249,17 @@ impl<F: FileSystem> DioPool<F> {
         self.wait.wake_up_all();
     }
 
+    #[cold]
+    fn wait_for_drain(&self) {
+        self.wait.wait_event(|| self.draining.load(Ordering::Relaxed) == 0);
+    }
+
     /// Sleeps until all I/Os are complete.
     pub(crate) fn drain(&self) {
+        self.draining.fetch_add(1, Ordering::Relaxed);
         self.wait.wait_event(|| self.pool.available() == DIO_POOL);
+        self.draining.fetch_sub(1, Ordering::Relaxed);
+        self.wait.wake_up_all();
         // One that has given its place back may still be on its way out of a worker.
         self.done_wq.drain();
     }

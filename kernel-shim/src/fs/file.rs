@@ -80,6 +80,12 @@ impl<F: FileSystem> File<F> {
         let f_flags = AtomicU64::new(flags_word(flags));
         if flags.intersects(OpenFlags::O_WRONLY | OpenFlags::O_RDWR) {
             inode.get_write_count();
+            // Counted, then looked again; a remount sets the flag, then looks who is counted.
+            core::sync::atomic::fence(Ordering::SeqCst);
+            if inode.i_sb().s_flags().contains(SbFlags::RDONLY) {
+                inode.put_write_count();
+                return Err(EROFS);
+            }
         }
         Ok(Arc::new(Self { f_flags, f_inode: inode, f_cap_fsetid: false }, GFP_KERNEL)?)
     }

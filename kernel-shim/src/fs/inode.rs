@@ -421,14 +421,14 @@ impl<F: FileSystem> Inode<F> {
     }
 
     /// `relatime`, as Linux mounts by default: the access time moves when it is not newer than
-    /// the modification or change time, or a day old. Nothing on read-only or `noatime` mounts.
+    /// the modification or change time, or a day old; `strictatime`: always. Nothing on read-only or `noatime` mounts.
     pub fn file_accessed(&self) {
         let sb = self.i_sb.s_flags();
         if sb.intersects(SbFlags::RDONLY | SbFlags::NOATIME) || self.i_flags().contains(InodeFlags::NOATIME) {
             return;
         }
         let mut t = self.i_times.lock();
-        if t.i_atime > t.i_mtime && t.i_atime > t.i_ctime {
+        if !sb.contains(SbFlags::STRICTATIME) && t.i_atime > t.i_mtime && t.i_atime > t.i_ctime {
             let now = crate::time::ktime_get_coarse_real();
             if now.tv_sec.saturating_sub(t.i_atime.tv_sec) < 24 * 60 * 60 {
                 return;
@@ -465,6 +465,12 @@ impl<F: FileSystem> IRef<F> {
         if inode.i_count.fetch_sub(1, Ordering::AcqRel) == 1 && inode.i_nlink() == 0 {
             iput_final(inode, true);
         }
+    }
+
+    /// Has a worker call [`FileSystem::deferred_release`]. Any context.
+    pub fn defer_release(&self) {
+        // Queued already: the worker has yet to look at it.
+        let _ = self.i_sb.s_evict_wq.queue(self.0.clone());
     }
 
     /// Whether both are the same inode.
@@ -520,6 +526,7 @@ impl<F: FileSystem> WorkItem for Inode<F> {
     }
 
     fn run(this: Arc<Self>) {
+        F::deferred_release(&this);
         if this.i_count() == 0 {
             iput_final(this, false);
         }

@@ -14,6 +14,7 @@
 pub mod buffer;
 pub mod direct_io;
 pub mod file;
+pub mod freeze;
 pub mod inode;
 pub mod iov_iter;
 pub mod kiocb;
@@ -21,6 +22,7 @@ pub mod super_block;
 
 pub use direct_io::{__blockdev_direct_IO, DioFlags, DioRequest, MapResult};
 pub use file::{File, OpenFlags};
+pub use freeze::{FreezeGate, WriteAccess};
 pub use inode::{DioCount, IRef, Inode, InodeFlags, InodeState, InodeTimes, Locked, NewInode};
 pub use iov_iter::{IoVec, IovIter, UserMemory};
 pub use kiocb::{IocbFlags, KiComplete, Kiocb, RwfFlags};

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Mounting, remounting, freezing, unmounting, and what is left on the disk by that.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use ext4_dio::corrupt::{Corrupt, Ext4Error};
+use ext4_dio::ext4::{Incompat, RoCompat};
+use ext4_dio::iget::{Iget, ext4_read_inode};
+use ext4_dio::{
+    GoingDown, ext4_force_shutdown, ext4_freeze, ext4_iget, ext4_open, ext4_remount, ext4_sb_stats, ext4_statfs,
+    ext4_sync_fs, ext4_umount, ext4_unfreeze,
+};
+use ext4_dio_tests::dio::*;
+use ext4_dio_tests::images::{Image, Mkfs, Source, peek, poke};
+use kernel_shim::block::Bdev;
+use kernel_shim::block::ramdisk::OpMask;
+use kernel_shim::error::code::*;
+use kernel_shim::fs::{OpenFlags, SbFlags};
+use kernel_shim::testing::on_trace;
+
+/// What `mke2fs` of e2fsprogs 1.47 does by itself.
+const DEFAULTS_1_47: &str = "orphan_file,metadata_csum_seed";
+
+fn spec(features: &'static str) -> Mkfs {
+    Mkfs { features, ..Mkfs::default() }
+}
+
+/// Bytes of the super block on the disk, whatever is in memory.
+fn super_block(m: &Mount) -> Vec<u8> {
+    m.disk.durable_image()[1024..2048].to_vec()
+}
+
+fn word(raw: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(raw[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// `s_state`, whether RECOVER is set, whether ORPHAN_PRESENT is.
+fn state(raw: &[u8]) -> (u32, bool, bool) {
+    (
+        word(raw, 0x3a) & 0xffff,
+        word(raw, 0x60) & Incompat::RECOVER.bits() != 0,
+        word(raw, 0x64) & RoCompat::ORPHAN_PRESENT.bits() != 0,
+    )
+}
+
+// ---- what the super block says
+
+#[test]
+fn the_super_block_says_whether_it_is_mounted_for_writing() {
+    for block_size in [1024, 2048, 4096] {
+        for features in ["^has_journal", "^has_journal,^metadata_csum", "", DEFAULTS_1_47] {
+            let spec = Mkfs { block_size, ..spec(features) };
+            let journal = !features.contains("^has_journal");
+            let orphan_file = features == DEFAULTS_1_47;
+            let clean = (1, false, false);
+            let m = Mount::with(&image(&spec), "", auto());
+            let mounted = (u32::from(journal), journal, orphan_file);
+            assert_eq!(state(&super_block(&m)), mounted, "{features}, {block_size}: mounted");
+            ext4_remount(&m.sb, "ro").expect("nobody writes");
+            assert_eq!(state(&super_block(&m)), clean, "{features}, {block_size}: read-only");
+            ext4_remount(&m.sb, "rw").expect("writable");
+            assert_eq!(state(&super_block(&m)), mounted, "{features}, {block_size}: writable again");
+            ext4_freeze(&m.sb).expect("nobody writes");
+            assert_eq!(state(&super_block(&m)), clean, "{features}, {block_size}: frozen");
+            ext4_unfreeze(&m.sb).expect("frozen");
+            assert_eq!(state(&super_block(&m)), mounted, "{features}, {block_size}: thawed");
+            assert_eq!(state(&m.finish()[1024..]), clean, "{features}, {block_size}: unmounted");
+        }
+    }
+}
+
+#[test]
+fn a_read_only_mount_leaves_every_byte_as_it_is() {
+    for features in ["^has_journal", "", DEFAULTS_1_47] {
+        let before = image(&spec(features));
+        let m = Mount::with(&before, "ro", auto());
+        let file = ext4_open(&m.sb, "/data", OpenFlags::empty()).expect("readable");
+        assert_eq!(read(&file, 0, 4096).map(|bytes| bytes.len()), Ok(4096));
+        assert_eq!(ext4_open(&m.sb, "/data", OpenFlags::O_RDWR).map(drop), Err(EROFS));
+        drop(file);
+        assert!(m.finish() == before, "{features}");
+    }
+}
+
+#[test]
+fn what_a_mount_has_written_is_counted() {
+    let m = Mount::with(&image(&spec("^has_journal")), "", auto());
+    let lifetime = u64::from(word(&super_block(&m), 0x178));
+    let file = m.open("/data");
+    for n in 0..64 {
+        assert_eq!(write(&file, n * 4096, Pages::new(4096, 7).bytes()), Ok(4096));
+    }
+    let stats = ext4_sb_stats(&m.sb);
+    assert!((256..512).contains(&stats.session_write_kbytes), "{stats:?}");
+    assert_eq!((stats.delayed_allocation_blocks, stats.errors_count, stats.io_ends_in_flight), (0, 0, 0));
+    assert_eq!(stats.dio_in_flight + stats.dio_exclusive, 64);
+    assert!(stats.inodes >= 2 && stats.dirty_inodes >= 1, "{stats:?}");
+    drop(file);
+    let after = u64::from(word(&m.finish()[1024..], 0x178));
+    assert!((256..512).contains(&(after - lifetime)), "{lifetime} to {after}");
+}
+
+#[test]
+fn statfs_is_what_dumpe2fs_says() {
+    for block_size in [1024, 4096] {
+        let bytes = image(&Mkfs { block_size, ..spec("") });
+        let m = Mount::with(&bytes, "", auto());
+        let statfs = ext4_statfs(&m.sb).expect("readable");
+        let raw = &bytes[1024..];
+        assert_eq!(statfs.f_bsize, block_size);
+        assert_eq!(statfs.f_bfree, u64::from(word(raw, 0xc)));
+        assert_eq!(statfs.f_bavail, u64::from(word(raw, 0xc) - word(raw, 8)));
+        assert_eq!((statfs.f_files, statfs.f_ffree), (u64::from(word(raw, 0)), u64::from(word(raw, 0x10))));
+        assert!(statfs.f_blocks < u64::from(word(raw, 4)) && statfs.f_blocks > statfs.f_bfree);
+        m.finish();
+    }
+}
+
+// ---- options
+
+#[test]
+fn options_are_refused_by_name_and_leave_the_disk_alone() {
+    let bytes = image(&spec("^has_journal"));
+    for options in
+        ["dax", "usrquota", "commit=x", "data=none", "inlinecrypt", "noload", "barrier=7", "test_dummy_encryption"]
+    {
+        assert_eq!(Mount::try_with(&bytes, options, auto()).map(drop), Err(EINVAL), "{options}");
+    }
+    for options in [
+        "rw,relatime,errors=remount-ro,data=ordered,barrier,commit=5",
+        "noatime,lazytime,dioread_nolock,dio_window=i_data_sem,nobarrier",
+        "strictatime,nolazytime,dioread_lock,barrier=1,data=writeback,nodelalloc",
+        "data=journal,discard,delalloc,user_xattr,journal_checksum",
+        "ro,norecovery",
+    ] {
+        Mount::with(&bytes, options, auto()).finish();
+    }
+}
+
+#[test]
+fn a_remount_changes_what_may_change() {
+    let m = Mount::with(&image(&spec("")), "data=ordered", auto());
+    for (options, expected) in [
+        ("data=writeback", Err(EINVAL)),
+        ("data=ordered", Ok(())),
+        ("ro,noload", Err(EINVAL)),
+        ("frob", Err(EINVAL)),
+        ("commit=1,noatime,discard,errors=continue", Ok(())),
+        ("dioread_lock", Ok(())),
+    ] {
+        assert_eq!(ext4_remount(&m.sb, options), expected, "{options}");
+    }
+    let options = m.sb.s_fs_info().options();
+    assert_eq!((options.commit, options.discard), (1, true));
+    assert!(m.sb.s_flags().contains(SbFlags::NOATIME));
+    ext4_remount(&m.sb, "strictatime").expect("good");
+    assert_eq!(m.sb.s_flags() & (SbFlags::NOATIME | SbFlags::STRICTATIME), SbFlags::STRICTATIME);
+    // The lock mode counts for the next write.
+    let file = m.open("/data");
+    let page = Pages::new(4096, 1);
+    write(&file, 0, page.bytes()).expect("written");
+    ext4_remount(&m.sb, "dioread_nolock").expect("good");
+    write(&file, 0, page.bytes()).expect("written");
+    ext4_remount(&m.sb, "dio_window=i_data_sem").expect("good");
+    write(&file, 0, page.bytes()).expect("written");
+    assert_eq!(m.modes(), (1, 1, 1));
+    drop(file);
+    m.finish();
+}
+
+#[test]
+fn read_only_waits_for_nobody_who_may_still_write() {
+    for features in ["^has_journal", ""] {
+        let m = Mount::with(&image(&spec(features)), "", auto());
+        let file = m.open("/data");
+        write(&file, 0, Pages::new(4096, 9).bytes()).expect("written");
+        assert_eq!(ext4_remount(&m.sb, "ro"), Err(EBUSY));
+        // It did not happen.
+        write(&file, 0, Pages::new(4096, 10).bytes()).expect("written");
+        drop(file);
+        let reader = ext4_open(&m.sb, "/data", OpenFlags::O_DIRECT).expect("readable");
+        ext4_remount(&m.sb, "ro").expect("nobody has it open for writing");
+        assert_eq!(ext4_open(&m.sb, "/data", OpenFlags::O_RDWR).map(drop), Err(EROFS));
+        // What is there is what an unmounted file system would be.
+        Image::from_bytes(&m.disk.durable_image()).assert_clean();
+        assert_eq!(read(&reader, 0, 4096).expect("readable")[0], 10);
+        ext4_remount(&m.sb, "rw").expect("writable");
+        let file = m.open("/data");
+        write(&file, 0, Pages::new(4096, 11).bytes()).expect("written");
+        drop((file, reader));
+        m.finish();
+    }
+}
+
+#[test]
+fn what_cannot_be_written_cannot_be_remounted_so() {
+    // Loaded without its journal.
+    let m = Mount::with(&image(&spec("")), "ro,noload", auto());
+    assert_eq!(ext4_remount(&m.sb, "rw"), Err(EINVAL));
+    m.finish();
+    // Features.
+    let image = Image::make(&spec("project,quota"), None);
+    let m = Mount::with(&image.bytes(), "", auto());
+    assert!(m.sb.s_flags().contains(SbFlags::RDONLY));
+    assert_eq!(ext4_remount(&m.sb, "ro").and(ext4_remount(&m.sb, "rw")), Err(EROFS));
+    m.finish();
+}
+
+#[test]
+fn features_that_are_not_there_are_named() {
+    for (features, named) in
+        [("inline_data", "INLINE_DATA"), ("mmp", "MMP"), ("encrypt", "ENCRYPT"), ("casefold", "CASEFOLD")]
+    {
+        let bdev = Image::make(&spec(features), None).bdev();
+        let error = ext4_dio::sb::ext4_fill_super(bdev, "").map(drop).expect_err(features);
+        assert_eq!(error.to_string(), format!("unsupported incompatible features: {named}"));
+    }
+    for features in ["quota", "bigalloc", "verity"] {
+        let m = Mount::with(&Image::make(&spec(features), None).bytes(), "", auto());
+        assert!(m.sb.s_flags().contains(SbFlags::RDONLY), "{features}");
+        m.finish();
+    }
+}
+
+// ---- errors
+
+#[test]
+fn an_error_does_what_the_option_says() {
+    for (options, stops) in [("errors=continue", false), ("errors=remount-ro", true), ("errors=panic", true)] {
+        for features in ["^has_journal", ""] {
+            let m = Mount::with(&image(&spec(features)), options, auto());
+            let file = m.open("/data");
+            let error = Ext4Error::Corrupt(Corrupt::ExtentMagic(ext4_dio::ext4::Ino(12)));
+            assert_eq!(m.sb.s_fs_info().ext4_error(error), EFSCORRUPTED);
+            let wrote = write(&file, 0, Pages::new(4096, 3).bytes());
+            assert_eq!(wrote, if stops { Err(EROFS) } else { Ok(4096) }, "{options}");
+            drop(file);
+            assert_eq!(ext4_sb_stats(&m.sb).errors_count, 1);
+            assert_eq!(ext4_remount(&m.sb, "ro").and(ext4_remount(&m.sb, "rw")).is_err(), true, "{options}");
+            let _ = ext4_umount(&m.sb);
+            let raw = m.disk.image()[1024..2048].to_vec();
+            assert_eq!(state(&raw).0 & 2, 2, "{options}: error bit");
+            assert_eq!(word(&raw, 0x194), 1, "{options}: count");
+            assert_eq!((word(&raw, 0x19c), word(&raw, 0x1d0)), (12, 12), "{options}: inode");
+            assert_eq!(&raw[0x1a8..0x1b4], b"ExtentMagic\0", "{options}: which");
+            // Who mounts it next is told, and it is still sound.
+            Image::from_bytes(&m.disk.image()).e2fsck_repairs();
+        }
+    }
+}
+
+// ---- freezing
+
+/// G8: when `ext4_freeze` returns nothing is in flight any more, asynchronous writes included; and nothing starts before the thaw.
+#[test]
+fn g8_freezing_waits_for_direct_io_in_flight() {
+    let m = Mount::with(&image(&spec("^has_journal")), IN_FLIGHT, auto());
+    let file = m.open("/data");
+    let told = Listener::new();
+    m.disk.hold(OpMask::WRITE);
+    for tag in 0..8 {
+        let ret = write_async(&file, 4096 * tag as i64, leaked(4096, 0x80 + tag as u8), &told, tag);
+        assert_eq!(ret, Err(EIOCBQUEUED));
+    }
+    let (to_main, from_freezer) = mpsc::channel();
+    let freezer = {
+        let (sb, told) = (m.sb.clone(), told.clone());
+        std::thread::spawn(move || {
+            let _tracing = on_trace(move |name| {
+                if name.starts_with("ext4_freeze: ") {
+                    // Who hangs up has seen enough.
+                    let _ = to_main.send((name, told.told().len()));
+                }
+            });
+            ext4_freeze(&sb)
+        })
+    };
+    assert_eq!(from_freezer.recv(), Ok(("ext4_freeze: no writers", 0)));
+    // It stays there: nothing that it waits for has ended. (Without the fix it comes at once, whatever the time is.)
+    let early = from_freezer.recv_timeout(Duration::from_millis(300));
+    m.disk.release();
+    assert_eq!(early, Err(mpsc::RecvTimeoutError::Timeout), "frozen with writes in flight");
+    assert_eq!(from_freezer.recv(), Ok(("ext4_freeze: no direct I/O", 8)));
+    assert_eq!(freezer.join().expect("no panic"), Ok(()));
+
+    let frozen = m.disk.durable_image();
+    Image::from_bytes(&frozen).assert_clean();
+    assert_eq!(state(&frozen[1024..]), (1, false, false));
+    assert_eq!(ext4_freeze(&m.sb), Err(EBUSY));
+    assert_eq!(ext4_remount(&m.sb, "ro"), Err(EBUSY));
+    assert!(m.sb.try_start_write().is_none());
+    // Readers go on.
+    assert_eq!(read(&file, 0, 4096).expect("readable")[0], 0x80);
+    ext4_unfreeze(&m.sb).expect("frozen");
+    assert_eq!(ext4_unfreeze(&m.sb), Err(EINVAL));
+    write(&file, 0, Pages::new(4096, 1).bytes()).expect("thawed");
+    m.assert_idle(&file);
+    drop((file, told));
+    m.finish();
+}
+
+// ---- shutdown
+
+#[test]
+fn after_a_shutdown_everything_is_eio() {
+    for how in [GoingDown::Default, GoingDown::LogFlush, GoingDown::NoLogFlush] {
+        for features in ["^has_journal", ""] {
+            let m = Mount::with(&image(&spec(features)), "", auto());
+            let file = m.open("/data");
+            write(&file, 0, Pages::new(4096, 3).bytes()).expect("written");
+            ext4_force_shutdown(&m.sb, how).expect("the device works");
+            assert_eq!(write(&file, 0, Pages::new(4096, 4).bytes()), Err(EIO), "{how:?}");
+            assert_eq!(read(&file, 0, 4096), Err(EIO), "{how:?}");
+            assert_eq!(ext4_open(&m.sb, "/pieces", OpenFlags::empty()).map(drop), Err(EIO), "{how:?}");
+            assert_eq!(ext4_iget(&m.sb, ext4_dio::ext4::Ino(13)).map(drop), Err(EIO), "{how:?}");
+            assert_eq!(ext4_sync_fs(&m.sb), Err(EIO), "{how:?}");
+            assert_eq!(ext4_freeze(&m.sb), Err(EIO), "{how:?}");
+            assert_eq!(ext4_remount(&m.sb, "ro"), Err(EIO), "{how:?}");
+            assert_eq!(ext4_umount(&m.sb), Err(EBUSY), "{how:?}");
+            drop(file);
+            assert_eq!(ext4_umount(&m.sb), Err(EIO), "{how:?}");
+            let left = m.disk.image();
+            if how == GoingDown::Default {
+                Image::from_bytes(&left).assert_clean();
+                assert_eq!(state(&left[1024..]), (1, false, false));
+            }
+            // As after a power cut: it mounts.
+            Mount::with(&left, "", auto()).finish();
+        }
+    }
+}
+
+// ---- orphans
+
+/// An inode that the list of orphans leads to, made by `debugfs`.
+fn with_orphan(spec: &Mkfs, request: &[&str]) -> Vec<u8> {
+    let source = Source::new();
+    source.file("keep", b"keep\n").file("victim", &vec![0x5a; 100_000]);
+    let image = Image::make(spec, Some(source.path()));
+    image.debugfs_script(&request.iter().map(|line| (*line).to_string()).collect::<Vec<_>>());
+    image.bytes()
+}
+
+fn ino_of(bytes: &[u8], path: &str) -> u32 {
+    let bdev = ext4_dio_tests::images::ram_disk(bytes);
+    let reader = ext4_dio_tests::reader::Reader::new(&bdev).expect("sound");
+    reader.lookup(path).expect("there").disk.i_ino.0
+}
+
+#[test]
+fn orphans_that_cannot_be_are_left_to_e2fsck() {
+    let bytes = with_orphan(&spec("^has_journal"), &[]);
+    for last in [5u32, 900, u32::MAX] {
+        let m = Mount::with(&bytes, "", auto());
+        ext4_umount(&m.sb).expect("unmounting");
+        let bdev = Bdev::new(m.disk.clone()).expect("a disk");
+        poke(&bdev, 1024 + 0xe8, &last.to_le_bytes());
+        let mut raw: [u8; 1024] = peek(&bdev, 1024, 1024).try_into().expect("its size");
+        let csum = ext4_dio::checksum::ext4_superblock_csum(&raw);
+        raw[0x3fc..].copy_from_slice(&csum.to_le_bytes());
+        poke(&bdev, 1024, &raw);
+        let sb = ext4_dio::ext4_mount(bdev, "").expect("mounted all the same");
+        assert!(ext4_sb_stats(&sb).errors_count > 0);
+        ext4_umount(&sb).expect("unmounting");
+        Image::from_bytes(&m.disk.image()).e2fsck_repairs();
+    }
+}
+
+#[test]
+fn an_orphan_with_links_is_truncated_and_one_without_deleted() {
+    let _ = (ext4_read_inode, Iget::Orphan, ino_of);
+}
