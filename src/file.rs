@@ -83,6 +83,7 @@ impl Verdict {
 #[doc(alias = "ext4_file_write_iter")]
 pub fn ext4_file_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<usize> {
     iocb.ki_filp.may_write()?;
+    iocb.ki_filp.f_inode().i_sb().s_fs_info().ext4_emergency_state()?;
     if iocb.ki_filp.f_inode().i_sb().s_fs_info().is_rdonly() {
         return Err(EROFS);
     }
@@ -97,6 +98,7 @@ pub fn ext4_file_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<u
 
 /// `f_op->read`: bytes read, 0 at the end of the file, or `EIOCBQUEUED`.
 pub fn ext4_file_read(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<usize> {
+    iocb.ki_filp.f_inode().i_sb().s_fs_info().ext4_emergency_state()?;
     generic_file_read(iocb, iter)
 }
 

@@ -19,6 +19,7 @@ use crate::{Ext4State, Inode};
 ///
 /// EIO and what else writing back met with since somebody asked last, EROFS.
 pub fn ext4_sync_file(inode: &Inode, start: i64, end: i64, datasync: bool) -> Result {
+    inode.i_sb().s_fs_info().ext4_emergency_state()?;
     // The data first: writing it back changes the map and the size on disk, which are part of what follows.
     let written = filemap_write_and_wait_range(inode, start, end);
     let noted = inode.i_mapping().check_errors();

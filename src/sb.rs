@@ -360,6 +360,12 @@ impl Ext4SbInfo {
         self.s_shutdown.load(Ordering::Relaxed)
     }
 
+    /// EIO after [`ext4_force_shutdown`](crate::ext4_force_shutdown): asked on the way in by whatever needs no handle.
+    #[inline(always)]
+    pub fn ext4_emergency_state(&self) -> kernel_shim::error::Result {
+        if self.ext4_forced_shutdown() { Err(EIO) } else { Ok(()) }
+    }
+
     /// The journal, if the mount has one.
     #[inline]
     pub fn s_journal(&self) -> Option<&Arc<Journal>> {
