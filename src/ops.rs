@@ -18,9 +18,9 @@ use crate::iget::{Iget, ext4_read_inode};
 use crate::orphan::{ext4_has_orphans, ext4_orphan_cleanup};
 use crate::path::{Cred, path_open};
 use crate::sb::{Ext4SbInfo, ext4_fill_super};
-use crate::xattr::{ext4_file_remove_privs, ext4_need_remove_privs};
 use crate::sb_remount::sb_flags;
 use crate::writeback::Flusher;
+use crate::xattr::{ext4_file_remove_privs, ext4_need_remove_privs};
 use crate::{Ext4, Ext4InodeInfo, File, IRef, Inode, Kiocb, Locked, Private, SuperBlock};
 
 impl FileSystem for Ext4 {
