@@ -352,10 +352,29 @@ fn ext4_inside(inode: &Inode, first: u64, dirty: u32) -> u32 {
     dirty & ((1u32 << inside) - 1)
 }
 
+/// Unwritten blocks of a file are on their way to being written as long as this lives: nobody zeroes the rest of their extents, which
+/// could overtake the data (G16, G29).
+struct Unwritten<'i>(&'i Inode);
+
+impl<'i> Unwritten<'i> {
+    fn begin(inode: &'i Inode) -> Self {
+        inode.i_private().i_unwritten.fetch_add(1, Ordering::AcqRel);
+        Self(inode)
+    }
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        // On every way out, also after errors (G32).
+        self.0.i_private().i_unwritten.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Writes a batch, converts what was unwritten, and moves the size on disk.
 #[doc(alias = "ext4_end_io_end")]
 fn ext4_write_batch(inode: &Inode, mut batch: Writeback<'_>) -> Result {
     let bdev = inode.i_sb().s_bdev();
+    let _unwritten = Unwritten::begin(inode);
     let mut map = |lblk, len| ext4_writeback_block(inode, lblk, len);
     let mut bad: KVec<u64> = KVec::new();
     let mut result = batch.write(bdev, &mut map);

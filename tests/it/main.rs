@@ -3,6 +3,7 @@
 
 mod alloc;
 mod boot;
+mod buffered;
 mod damaged;
 mod differential;
 mod dio;
