@@ -17,4 +17,5 @@ mod ondisk;
 mod parallel;
 mod races;
 mod semantics;
+mod truncate;
 mod xattr;
