@@ -164,7 +164,17 @@ fn grows(inode: &Inode, range: Range, keep_size: bool) -> Option<i64> {
 /// The mode without a name: unwritten blocks wherever there are none.
 fn ext4_do_fallocate(i_mutex: &Locked<'_>, range: Range, new_size: Option<i64>) -> Result {
     let (first, blocks) = range.touched_blocks(i_mutex)?;
+    zero_old_tail(i_mutex, new_size)?;
     ext4_alloc_file_blocks(i_mutex, first, blocks, new_size, GetBlocks::CREATE_UNINIT_EXT)
+}
+
+/// If the file is about to grow, the rest of its last block becomes part of it.
+fn zero_old_tail(inode: &Inode, new_size: Option<i64>) -> Result {
+    let size = inode.i_size();
+    if new_size.is_some_and(|new| new > size) {
+        ext4_block_zero_page_range(inode, size, partial_tail(inode, size))?;
+    }
+    Ok(())
 }
 
 /// Allocates `len` blocks from `first` on, or converts them, as `flags` say: a handle for each piece. The file grows with what has
@@ -178,14 +188,6 @@ fn ext4_alloc_file_blocks(
 ) -> Result {
     let inode = i_mutex.inode();
     let sb = inode.i_sb().s_fs_info();
-    let old_size = inode.i_size();
-    let mut zeroed = false;
-    let tail = partial_tail(inode, old_size);
-    if new_size.is_some_and(|size| size > old_size) && tail > 0 {
-        // It becomes part of the file with the first piece.
-        ext4_block_zero_page_range(inode, old_size, tail)?;
-        zeroed = true;
-    }
     if len < u32::from(EXT_INIT_MAX_LEN) {
         // It fits one extent: rounded up it might become two.
         flags |= GetBlocks::NO_NORMALIZE;
@@ -194,7 +196,8 @@ fn ext4_alloc_file_blocks(
     let mut retries = 0;
     while left > 0 {
         let mut handle = ext4_journal_start(sb, ext4_chunk_trans_blocks(inode, left))?;
-        if zeroed {
+        if new_size.is_some() {
+            // The old tail, which comes into the file with the first piece.
             order_data(&mut handle, inode)?;
         }
         let mut map = MapBlocks::new(at, left);
@@ -338,6 +341,8 @@ fn ext4_zero_edges(inode: &Inode, range: Range) -> Result {
 /// `ZERO_RANGE`: what is written becomes unwritten, what is missing is allocated. Entered, and left, with `i_mutex` and `invalidate_lock`.
 fn ext4_zero_range(i_mutex: &Locked<'_>, range: Range, new_size: Option<i64>) -> Result {
     let inode = i_mutex.inode();
+    // Before pages are dropped: it may bring one back, and the range's blocks are still there.
+    zero_old_tail(inode, new_size)?;
     if !range.is_aligned(inode) {
         // The edges too get blocks, if they have none.
         let (first, blocks) = range.touched_blocks(inode)?;
