@@ -21,7 +21,8 @@ pub mod walk;
 use kernel_shim::alloc::{Arc, KVec};
 use kernel_shim::error::Result;
 use kernel_shim::error::code::{EBUSY, EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, EROFS};
-use kernel_shim::fs::inode::{S_IFCHR, S_IFDIR, S_IFMT, S_IFREG};
+use kernel_shim::fs::SbFlags;
+use kernel_shim::fs::inode::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK};
 
 use crate::corrupt::Ext4Result;
 use crate::ext4::EXT4_ROOT_INO;
@@ -111,7 +112,7 @@ fn path_create(sb: &Arc<SuperBlock>, path: &[u8], is_dir: bool) -> Result<Parent
     if parent.last != Last::Norm {
         return Err(EEXIST);
     }
-    if sb.s_flags().contains(kernel_shim::fs::SbFlags::RDONLY) || (parent.qstr().slash && !is_dir) {
+    if sb.s_flags().contains(SbFlags::RDONLY) || (parent.qstr().slash && !is_dir) {
         return match vfs_lookup(parent.dir(), parent.qstr().name) {
             Ok(_) => Err(EEXIST),
             Err(ENOENT) if parent.qstr().slash && !is_dir => Err(ENOENT),
@@ -123,7 +124,7 @@ fn path_create(sb: &Arc<SuperBlock>, path: &[u8], is_dir: bool) -> Result<Parent
 }
 
 fn check_rdonly(sb: &SuperBlock) -> Result {
-    if sb.s_flags().contains(kernel_shim::fs::SbFlags::RDONLY) { Err(EROFS) } else { Ok(()) }
+    if sb.s_flags().contains(SbFlags::RDONLY) { Err(EROFS) } else { Ok(()) }
 }
 
 /// `mkdir`. EEXIST, ENOENT, EMLINK, ENAMETOOLONG, ENOSPC, EROFS; EPERM in an immutable directory; what the way there has. So for
@@ -136,10 +137,9 @@ pub fn path_mkdir(sb: &Arc<SuperBlock>, path: &[u8], mode: u32, cred: &Cred) -> 
 /// `mknod`: the type in `mode` says what; `rdev` is a device's number. EPERM for a directory, EINVAL for unknown types.
 pub fn path_mknod(sb: &Arc<SuperBlock>, path: &[u8], mode: u32, rdev: u32, cred: &Cred) -> Result {
     match mode & S_IFMT {
+        0 | S_IFREG | S_IFCHR | S_IFBLK | S_IFIFO | S_IFSOCK => {}
         S_IFDIR => return Err(EPERM),
-        0 | S_IFREG => {}
-        _ if mode & S_IFCHR == 0 && mode & S_IFMT != kernel_shim::fs::inode::S_IFIFO => return Err(EINVAL),
-        _ => {}
+        _ => return Err(EINVAL),
     }
     let parent = path_create(sb, path, false)?;
     let mode = mode & S_IFMT | mode & !cred.umask & 0o7777;

@@ -13,6 +13,7 @@ mod file;
 mod hunks;
 mod jobs;
 mod mount;
+mod names;
 mod ondisk;
 mod parallel;
 mod races;
