@@ -14,7 +14,7 @@ use kernel_shim::error::code::{EEXIST, ENOSPC};
 use kernel_shim::fs::buffer::BufferHead;
 use kernel_shim::fs::inode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID};
 use kernel_shim::fs::{InodeTimes, NewInode};
-use kernel_shim::time::{Timespec64, ktime_get_real, ktime_get_real_ts64};
+use kernel_shim::time::{Timespec64, ktime_get_real, ktime_get_coarse_real};
 
 use crate::bitmap::{clear_bits, count_clear, ext4_bitmap_csum, next_clear, set_bits};
 use crate::checksum::ext4_inode_csum_seed;
@@ -284,7 +284,7 @@ fn new_inode(sb: &Ext4SbInfo, dir: &Inode, spec: &NewInodeSpec, ino: Ino) -> Res
             i_mode |= S_ISGID;
         }
     }
-    let now = vfs_sb.truncate_time(ktime_get_real_ts64());
+    let now = vfs_sb.truncate_time(ktime_get_coarse_real());
     let disk = new_inode_disk(sb, ino, i_mode, (spec.i_uid, i_gid), now, dir.i_private().i_flags());
     let inode = Inode::new(NewInode {
         i_sb: vfs_sb.clone(),

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use ext4_dio::ext4::{EXT4_FT_DIR, EXT4_FT_REG_FILE};
 use ext4_dio::namei::RenameFlags;
 use ext4_dio::path::*;
-use ext4_dio::{IRef, SuperBlock, ext4_umount};
+use ext4_dio::{IRef, SuperBlock};
 use ext4_dio_tests::dio::{Mount, auto};
 use ext4_dio_tests::images::{Image, Mkfs};
 use ext4_dio_tests::linux::{self, Linux};

@@ -197,7 +197,7 @@ fn read_while_changing(spec: &Mkfs, stay: u32, seed: u64) {
         if list.is_empty() {
             break;
         }
-        assert_eq!(list.last().expect("not empty").d_off, pos);
+        assert!(list.last().expect("not empty").d_off <= pos);
         for d in &list {
             *seen.entry(String::from_utf8_lossy(&d.name).into_owned()).or_default() += 1;
         }
