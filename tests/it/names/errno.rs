@@ -81,7 +81,10 @@ fn renames_that_cannot_be() {
     all(EINVAL, [rename(sb, "/d", "/d/e/x", none), rename(sb, "/d", "/d/x", none), rename(sb, "/d", "/d/e", swap)]);
     all(EINVAL, [rename(sb, "/d/e", "/d", swap)]);
     all(EINVAL, [rename(sb, "/f", "/g", swap | keep), rename(sb, "/f", "/g", RenameFlags::WHITEOUT)]);
-    all(ENOTEMPTY, [rename(sb, "/d/e", "/full", none), rename(sb, "/d/e", "/d", none), rename(sb, "/full/x", "/full", none)]);
+    all(
+        ENOTEMPTY,
+        [rename(sb, "/d/e", "/full", none), rename(sb, "/d/e", "/d", none), rename(sb, "/full/x", "/full", none)],
+    );
     all(EISDIR, [rename(sb, "/f", "/d", none), rename(sb, "/f", "/d/e", none)]);
     all(ENOTDIR, [rename(sb, "/d", "/f", none), rename(sb, "/f/", "/g", none), rename(sb, "/f", "/g/", none)]);
     all(ENOTDIR, [rename(sb, "/d", "/f/", swap), rename(sb, "/f/x", "/g", none)]);
@@ -278,7 +281,9 @@ fn nothing_is_left_of_what_found_no_room() {
         assert!(free(sb).0 <= full.0 && free(sb).1 <= full.1);
         for name in names(sb, "/d") {
             let path = format!("/d/{name}");
-            if stat(sb, &path).expect("stat").mode & 0o040_000 != 0 && stat(sb, &path).expect("stat").mode & 0o120_000 != 0o120_000 {
+            if stat(sb, &path).expect("stat").mode & 0o040_000 != 0
+                && stat(sb, &path).expect("stat").mode & 0o120_000 != 0o120_000
+            {
                 rmdir(sb, &path).expect("rmdir");
             } else {
                 unlink(sb, &path).expect("unlink");

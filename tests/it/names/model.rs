@@ -304,7 +304,8 @@ fn compare(sb: &Sb, model: &Model, what: &str) {
 }
 
 fn random_path(rng: &mut Rng) -> String {
-    let names = ["a", "b", "c", "dd", "eee", "link", "lost+found", "file.txt", "..", ".", "another-name-that-is-longer"];
+    let names =
+        ["a", "b", "c", "dd", "eee", "link", "lost+found", "file.txt", "..", ".", "another-name-that-is-longer"];
     let mut path = String::new();
     for _ in 0..=rng.below(4) {
         path += if rng.one_in(40) { "//" } else { "/" };
@@ -312,7 +313,7 @@ fn random_path(rng: &mut Rng) -> String {
             0 => path += &"l".repeat(255),
             1 => path += &"l".repeat(256),
             2..20 => path += &format!("n{}", rng.below(40)),
-            _ => path += rng.pick(&names),
+            _ => path += *rng.pick(&names[..]),
         }
     }
     if rng.one_in(12) {
