@@ -52,11 +52,21 @@ fn errors_are_those_of_linux() {
     all(ENOTDIR, make("/f/x"));
     all(ELOOP, make("/loop/x"));
     all(ENAMETOOLONG, make(&format!("/{long}")));
-    all(ENOENT, make("/new/").into_iter().skip(1));
+    all(ENOENT, [symlink(sb, "t", "/new/"), link(sb, "/f", "/new/"), path_mknod(sb, b"/new/", 0o100_600, 0, &CRED)]);
     all(ENOENT, [mkdir(sb, ""), symlink(sb, "", "/new"), unlink(sb, "/none"), rmdir(sb, "/none")]);
     all(ENOENT, [link(sb, "/none", "/new"), rename(sb, "/none", "/new", none)]);
-    all(EISDIR, [unlink(sb, "/d"), unlink(sb, "/"), unlink(sb, "/d/."), unlink(sb, "/d/"), unlink(sb, "/to-d/")]);
-    all(ENOTDIR, [unlink(sb, "/f/"), unlink(sb, "/to-f/"), rmdir(sb, "/f"), rmdir(sb, "/to-d"), unlink(sb, "/f/x")]);
+    all(EISDIR, [unlink(sb, "/d"), unlink(sb, "/"), unlink(sb, "/d/."), unlink(sb, "/d/")]);
+    all(
+        ENOTDIR,
+        [
+            unlink(sb, "/f/"),
+            unlink(sb, "/to-f/"),
+            rmdir(sb, "/f"),
+            rmdir(sb, "/to-d"),
+            unlink(sb, "/f/x"),
+            unlink(sb, "/to-d/"),
+        ],
+    );
     all(EINVAL, [rmdir(sb, "/d/."), path_readlink(sb, b"/f").map(drop)]);
     all(ENOTEMPTY, [rmdir(sb, "/full"), rmdir(sb, "/d/.."), rmdir(sb, "/d")]);
     all(EBUSY, [rmdir(sb, "/"), rename(sb, "/", "/new", none), rename(sb, "/f", "/d/..", none)]);
@@ -236,8 +246,9 @@ fn too_many_subdirectories_are_not_counted() {
     assert_eq!(root.i_nlink(), 1);
     mkdir(&m.sb, "/new").expect("mkdir");
     assert_eq!(root.i_nlink(), 1);
-    root.set_nlink(was);
+    root.set_nlink(was + 1);
     rmdir(&m.sb, "/new").expect("rmdir");
+    assert_eq!(root.i_nlink(), was);
     drop(root);
     m.finish();
 }
@@ -273,7 +284,8 @@ fn nothing_is_left_of_what_found_no_room() {
         }
         assert!(made >= 4, "{made}");
         let full = free(sb);
-        assert!(full.0 < 4 || full.1 == 0, "{full:?}");
+        // Some blocks are kept back for trees of extents.
+        assert!(full.0 <= sb.s_fs_info().resv_clusters() + 2 || full.1 == 0, "{full:?}");
         for n in 0..20 {
             let _ = mkdir(sb, &format!("/d/more-{n}"));
             let _ = symlink(sb, &target, &format!("/d/more-too-{n}"));

@@ -304,19 +304,20 @@ fn compare(sb: &Sb, model: &Model, what: &str) {
 }
 
 fn random_path(rng: &mut Rng) -> String {
-    let names =
-        ["a", "b", "c", "dd", "eee", "link", "lost+found", "file.txt", "..", ".", "another-name-that-is-longer"];
+    let names = ["a", "b", "c", "dd", "eee"];
+    let odd = ["link", "lost+found", "file.txt", "..", ".", "another-name-that-is-longer"];
     let mut path = String::new();
-    for _ in 0..=rng.below(4) {
+    for _ in 0..*rng.pick(&[1, 1, 1, 2, 2, 2, 3, 4]) {
         path += if rng.one_in(40) { "//" } else { "/" };
-        match rng.below(60) {
+        match rng.below(80) {
             0 => path += &"l".repeat(255),
             1 => path += &"l".repeat(256),
-            2..20 => path += &format!("n{}", rng.below(40)),
+            2..25 => path += &format!("n{}", rng.below(30)),
+            25..33 => path += *rng.pick(&odd[..]),
             _ => path += *rng.pick(&names[..]),
         }
     }
-    if rng.one_in(12) {
+    if rng.one_in(16) {
         path += "/";
     }
     path
