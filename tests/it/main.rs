@@ -14,6 +14,7 @@ mod hunks;
 mod jobs;
 mod mount;
 mod names;
+mod journal;
 mod ondisk;
 mod parallel;
 mod races;
