@@ -299,7 +299,8 @@ impl Journal {
                 }
                 if state.tx.is_none() {
                     // With a newer transaction it is that one's business.
-                    jh.bh.clear_jbd(state.cp.is_some() || core::mem::take(&mut state.was_dirty));
+                    let was_dirty = core::mem::take(&mut state.was_dirty);
+                    jh.bh.clear_jbd(was_dirty || state.cp.is_some());
                 }
             }
         }

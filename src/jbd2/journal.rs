@@ -11,11 +11,11 @@ use kernel_shim::sched::{self, JoinHandle};
 use kernel_shim::sync::{Mutex, SpinLock, WaitQueue};
 use kernel_shim::{pr_err, pr_notice};
 
+use super::check::{CheckedSb, check_map};
 use super::disk::*;
 use super::transaction::{HeadTable, Transaction};
 use super::{JournalOptions, LogExtent, Tid};
 use crate::SuperBlock;
-use crate::checksum::ext4_chksum;
 
 /// Blocks that are never given to a transaction.
 const RESERVED_BLOCKS: u32 = 32;
@@ -138,9 +138,9 @@ impl Journal {
         let checked = CheckedSb::check(buf.bytes(), blocksize, blocks).map_err(|(why, errno)| refuse(why, errno))?;
         let CheckedSb { format, first, last, fc_last, .. } = checked;
         let len = last - first;
-        // As many descriptor and revoke blocks, and the commit block.
         let whole = len / 4;
-        let overhead = whole / format.tags_per_block().min(GROUP_TAGS) as u32 + 2;
+        // Descriptor blocks, with the longest tags there are; one of revoke records, and the commit block.
+        let overhead = whole / (blocksize / 16).min(GROUP_TAGS as u32).saturating_sub(2).max(1) + 3;
         let state = State {
             aborted: None,
             record_errno: false,
@@ -160,7 +160,7 @@ impl Journal {
             flushed: checked.start == 0,
             nr_commits: 0,
         };
-        let spare = IoBuf::new((1 + format.tags_per_block().min(GROUP_TAGS)) * blocksize as usize, GFP_KERNEL)?;
+        let spare = IoBuf::new((1 + GROUP_TAGS.min(blocksize as usize / 8)) * blocksize as usize, GFP_KERNEL)?;
         let journal = Journal {
             bdev: bdev.clone(),
             options,
@@ -486,6 +486,13 @@ impl Journal {
         if thread.is_some() {
             return Err(EBUSY);
         }
+        {
+            let mut state = journal.state.lock();
+            if state.aborted.is_some() {
+                return Err(EROFS);
+            }
+            state.stop = false;
+        }
         let this = journal.clone();
         *thread = Some(sched::spawn("jbd2", move || this.kjournald2())?);
         *journal.sb.lock() = sb;
@@ -674,89 +681,3 @@ impl Todo {
 
 /// Most tags that go into one descriptor block, so that it and its blocks stay within a megabyte.
 pub(super) const GROUP_TAGS: usize = 254;
-
-/// The map in order, without holes, on the device; and how many blocks it has.
-fn check_map(bdev: &Bdev, blocksize: u32, extents: &[LogExtent]) -> Option<(KVec<LogExtent>, u32)> {
-    let blocks_on_disk = bdev.nr_sectors() / (u64::from(blocksize) >> SECTOR_SHIFT).max(1);
-    let mut map = KVec::new();
-    let mut next = 0u32;
-    for extent in extents {
-        if extent.lblk != next || extent.len == 0 || extent.pblk.checked_add(u64::from(extent.len))? > blocks_on_disk {
-            return None;
-        }
-        next = next.checked_add(extent.len)?;
-        map.push(*extent, GFP_KERNEL).ok()?;
-    }
-    (next > 0 && blocksize >= 1024 && blocksize.is_power_of_two()).then_some((map, next))
-}
-
-/// A super block that makes sense.
-struct CheckedSb {
-    format: Format,
-    first: u32,
-    last: u32,
-    fc_last: u32,
-    sequence: Tid,
-    start: u32,
-}
-
-impl CheckedSb {
-    #[doc(alias = "journal_check_superblock")]
-    fn check(bytes: &[u8], blocksize: u32, blocks: u32) -> Result<Self, (&'static str, Error)> {
-        let sb = JournalSbView::at(bytes, 0).ok_or(("too small", EINVAL))?;
-        let blocktype = sb.h_blocktype().0;
-        if sb.h_magic().0 != JBD2_MAGIC_NUMBER || sb.s_blocksize().0 != blocksize {
-            return Err(("no journal super block", EINVAL));
-        }
-        let v2 = match blocktype {
-            blocktype::SUPERBLOCK_V1 => false,
-            blocktype::SUPERBLOCK_V2 => true,
-            _ => return Err(("unknown super block format", EINVAL)),
-        };
-        let (mut compat, mut incompat) = (Compat::empty(), Incompat::empty());
-        if v2 {
-            compat = Compat::from_bits(sb.s_feature_compat().0)
-                .unwrap_or(Compat::from_bits_truncate(sb.s_feature_compat().0));
-            incompat = Incompat::from_bits(sb.s_feature_incompat().0).ok_or(("unknown features", EINVAL))?;
-            if sb.s_feature_ro_compat().0 != 0 {
-                return Err(("unknown features", EINVAL));
-            }
-        }
-        let csum = incompat.intersection(Incompat::CSUM_V2 | Incompat::CSUM_V3);
-        if csum == Incompat::CSUM_V2 | Incompat::CSUM_V3 || (!csum.is_empty() && compat.contains(Compat::CHECKSUM)) {
-            return Err(("several kinds of checksums", EINVAL));
-        }
-        if !csum.is_empty() {
-            if sb.s_checksum_type() != JBD2_CRC32C_CHKSUM {
-                return Err(("unknown checksum algorithm", EINVAL));
-            }
-            if sb.s_checksum().0 != superblock_csum(bytes) {
-                return Err(("super block's checksum is wrong", EFSBADCRC));
-            }
-        }
-        let (first, maxlen, start) = (sb.s_first().0, sb.s_maxlen().0, sb.s_start().0);
-        if maxlen > blocks || maxlen < JBD2_MIN_JOURNAL_BLOCKS {
-            return Err(("wrong length", EINVAL));
-        }
-        let mut last = maxlen;
-        if incompat.contains(Incompat::FAST_COMMIT) {
-            let fc = match sb.s_num_fc_blks().0 {
-                0 => JBD2_DEFAULT_FAST_COMMIT_BLOCKS,
-                fc => fc,
-            };
-            if maxlen.saturating_sub(fc) >= JBD2_MIN_JOURNAL_BLOCKS {
-                last = maxlen - fc;
-            }
-        }
-        if first == 0 || first >= last || last - first < JBD2_MIN_JOURNAL_BLOCKS / 2 {
-            return Err(("first block is out of range", EINVAL));
-        }
-        if start != 0 && (start < first || start >= last) {
-            return Err(("start is out of range", EFSCORRUPTED));
-        }
-        let uuid = sb.s_uuid();
-        let csum_seed = ext4_chksum(!0, &uuid);
-        let format = Format { blocksize: blocksize as usize, compat, incompat, csum_seed, uuid };
-        Ok(Self { format, first, last, fc_last: maxlen, sequence: sb.s_sequence().0, start })
-    }
-}

@@ -26,6 +26,7 @@
 //! Journals on other devices, `async_commit`, fast commits and checksums over whole transactions are not written; the last are
 //! understood in recovery.
 
+mod check;
 mod checkpoint;
 mod commit;
 pub mod disk;

@@ -221,7 +221,12 @@ impl Handle {
                 }
                 None => {
                     let mut lists = self.trans.lists.lock();
-                    lists.buffers.push(jh.clone(), GFP_ATOMIC)?;
+                    if let Err(error) = lists.buffers.push(jh.clone(), GFP_ATOMIC) {
+                        drop(lists);
+                        drop(state);
+                        self.journal.heads.put_if_idle(&jh);
+                        return Err(error.into());
+                    }
                     lists.revoked.remove(bh.block());
                     drop(lists);
                     state.tx = Some(Member { tid, dirty: false, forgotten: false });
