@@ -99,8 +99,5 @@ pub(crate) fn ext4_release_preallocations(inode: &Inode) {
 
 /// The same for all files: the end of a mount. Sleeps.
 pub(crate) fn ext4_discard_all_preallocations(sb: &SuperBlock) {
-    let _ = sb.for_each_inode(Inode::is_reg, |inode| {
-        ext4_discard_preallocations(inode);
-        Ok(())
-    });
+    sb.s_fs_info().discard_all_preallocations();
 }

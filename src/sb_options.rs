@@ -87,7 +87,7 @@ pub struct MountOptions {
     pub commit: u32,
     /// `barrier`, `nobarrier`: the device's cache is flushed where order counts.
     pub barrier: bool,
-    /// `discard`: the device is told of blocks that were freed. PORT: accepted, and nobody is told.
+    /// `discard`: the device is told of blocks that were freed, when that is committed.
     pub discard: bool,
     /// `delalloc` was asked for, which there is not: blocks are allocated when they are written to the cache.
     pub delalloc: bool,

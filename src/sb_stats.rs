@@ -126,7 +126,7 @@ pub fn ext4_statfs(sb: &Arc<SuperBlock>) -> Result<Ext4Statfs> {
         f_bsize: sbi.s_blocksize,
         f_blocks: sbi.s_blocks_count.saturating_sub(sbi.overhead()),
         f_bfree,
-        f_bavail: f_bfree.saturating_sub(sbi.s_r_blocks_count),
+        f_bavail: f_bfree.saturating_sub(sbi.s_r_blocks_count.saturating_add(sbi.resv_clusters())),
         f_files: u64::from(sbi.s_inodes_count),
         f_ffree: sbi.free_inodes(),
         f_fsid: a ^ b,

@@ -4,18 +4,27 @@
 use core::ops::Range;
 
 use kernel_shim::alloc::GFP_NOFS;
-use kernel_shim::block::{ReqOpf, bio_alloc, submit_bio_wait};
+use kernel_shim::block::{BioPtr, IoBatch, ReqOpf, bio_alloc, submit_bio_wait};
 use kernel_shim::error::Result;
 use kernel_shim::error::code::{EINVAL, EOPNOTSUPP, EROFS};
 
 use super::{GroupFlags, Run};
 use crate::corrupt::Ext4Result;
 use crate::ext4::{Fsblk, Group};
+use crate::jbd2::Freed;
 use crate::sb::Ext4SbInfo;
+
+/// Discards that are under way at once.
+const DISCARD_BATCH: usize = 32;
 
 impl Ext4SbInfo {
     /// Tells the device that it may forget these blocks, and waits. They must be nobody's, and nobody may get them meanwhile.
     pub(super) fn ext4_issue_discard(&self, run: Run) -> Result {
+        submit_bio_wait(&self.bdev, self.discard_bio(run)?)
+    }
+
+    /// EOPNOTSUPP if the device does not know what that is.
+    fn discard_bio(&self, run: Run) -> Result<BioPtr> {
         if !self.bdev.limits().discard {
             return Err(EOPNOTSUPP);
         }
@@ -23,7 +32,29 @@ impl Ext4SbInfo {
         bio.bi_sector = self.run_start(run).0 << (self.s_blocksize_bits - 9);
         // A group has 128 MiB at most.
         bio.set_size(run.len << self.s_blocksize_bits);
-        submit_bio_wait(&self.bdev, bio)
+        Ok(bio)
+    }
+
+    /// Tells the device of what a transaction freed, before anybody can have it: many at once, and neighbours as one. What the
+    /// device makes of it is its own affair.
+    pub(super) fn discard_freed(&self, freed: &[Freed]) {
+        let mut rest = freed.iter().map(|f| Run { group: f.group, start: f.start, len: f.count }).peekable();
+        while rest.peek().is_some() {
+            // Each bio comes from a pool that others want something of.
+            let told = IoBatch::run(&self.bdev, |batch| {
+                for _ in 0..DISCARD_BATCH {
+                    let Some(mut run) = rest.next() else { break };
+                    while let Some(next) = rest.next_if(|n| n.group == run.group && n.start == run.start + run.len) {
+                        run.len += next.len;
+                    }
+                    batch.submit(self.discard_bio(run)?);
+                }
+                Ok(())
+            });
+            if told.is_err() {
+                return;
+            }
+        }
     }
 
     /// Discards the free runs of at least `minlen` bytes in bytes `range` of the file system; how many bytes those were. Sleeps.

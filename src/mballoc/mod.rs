@@ -310,6 +310,9 @@ fn free_run(handle: &mut Handle<'_>, run: Run, flags: FreeFlags) -> Ext4Result {
 impl Ext4SbInfo {
     /// Called when the transaction that freed them is committed: the blocks may be used again.
     pub fn ext4_process_freed_data(&self, freed: &[Freed]) {
+        if self.options().discard {
+            self.discard_freed(freed);
+        }
         for Freed { group, start, count } in freed {
             self.give_back(Run { group: *group, start: *start, len: *count });
             self.mb.counts.s_mb_free_pending.fetch_sub(u64::from(*count), Ordering::AcqRel);
