@@ -15,7 +15,7 @@ use kernel_shim::sync::{Mutex, MutexGuard};
 use super::buddy::Buddy;
 use super::{MbFlags, MbInfo};
 use crate::corrupt::{Corrupt, Ext4Result};
-use crate::ext4::{Group, Incompat};
+use crate::ext4::{BgFlags, Group, Incompat};
 use crate::sb::{Ext4SbInfo, Geometry};
 
 bitflags::bitflags! {
@@ -222,7 +222,9 @@ impl Ext4SbInfo {
             // Nothing of the group is preallocated or about to be freed: that starts with a buddy.
             let blocks = self.blocks_in_group(group);
             let buddy = Buddy::from_bitmap(&bitmap.read(), blocks, self.s_blocksize_bits)?;
-            if buddy.free() != self.ext4_get_group_desc(group)?.free_clusters {
+            let desc = self.ext4_get_group_desc(group)?;
+            let unused = self.has_group_desc_csum() && desc.flags.contains(BgFlags::BLOCK_UNINIT);
+            if buddy.free() != desc.free_clusters && !unused {
                 drop(guard);
                 let corrupt = Corrupt::BlockBitmapCount(group).into();
                 self.ext4_mark_group_bitmap_corrupted(group, GroupFlags::BBITMAP_CORRUPT);

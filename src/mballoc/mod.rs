@@ -28,6 +28,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use kernel_shim::alloc::KVec;
 use kernel_shim::error::Result;
 use kernel_shim::error::code::{EFSCORRUPTED, EINVAL, ENOSPC};
+use kernel_shim::fs::buffer::BufferHead;
 
 use crate::Inode;
 use crate::bitmap::{clear_bits, count_clear, next_clear, next_set, set_bits};
@@ -154,10 +155,7 @@ fn new_blocks(handle: &mut Handle<'_>, ar: &AllocationRequest<'_>, len: u32) -> 
         match mark_diskspace_used(handle, run) {
             Ok(()) => return Ok(run),
             Err(Ext4Error::Corrupt(corrupt)) => drop(sb.ext4_error(corrupt.into())),
-            Err(error) => {
-                sb.give_back(run);
-                return Err(error);
-            }
+            Err(error) => return Err(error),
         }
     }
     Err(EFSCORRUPTED.into())
@@ -181,15 +179,23 @@ fn find_blocks(sb: &Ext4SbInfo, ar: &AllocationRequest<'_>, len: u32, groups: u3
     Err(ENOSPC.into())
 }
 
+/// The block bitmap and the descriptor's block of a group, which are going to be changed.
+fn group_write_access<'s>(handle: &mut Handle<'s>, group: Group) -> Ext4Result<(BufferHead, &'s BufferHead)> {
+    let sb = handle.sb();
+    let bitmap = sb.ext4_read_block_bitmap(group)?;
+    let desc_bh = sb.group_desc_bh(group)?;
+    handle.get_write_access(&bitmap)?;
+    handle.get_write_access(desc_bh)?;
+    Ok((bitmap, desc_bh))
+}
+
 /// Marks blocks that were taken from the buddy on disk.
 #[doc(alias = "ext4_mb_mark_diskspace_used")]
 fn mark_diskspace_used(handle: &mut Handle<'_>, run: Run) -> Ext4Result {
     let sb = handle.sb();
-    let bitmap = sb.ext4_read_block_bitmap(run.group)?;
-    let desc_bh = sb.group_desc_bh(run.group)?;
-    handle.get_write_access(&bitmap)?;
-    handle.get_write_access(desc_bh)?;
-    let found_free = {
+    // Up to here nothing has happened on disk, and later there is no way back.
+    let (bitmap, desc_bh) = group_write_access(handle, run.group).inspect_err(|_| sb.give_back(run))?;
+    let corrected = {
         let _group = sb.ext4_lock_group(run.group)?;
         let mut map = bitmap.write();
         let end = run.start + run.len;
@@ -202,21 +208,21 @@ fn mark_diskspace_used(handle: &mut Handle<'_>, run: Run) -> Ext4Result {
             set_bits(&mut map, run.start, run.len);
             let csum = sb.block_bitmap_csum(&map);
             drop(map);
-            let mut before = 0;
+            let mut correction = 0;
             sb.change_group_desc(run.group, |desc| {
                 if sb.has_group_desc_csum() && desc.flags.contains(BgFlags::BLOCK_UNINIT) {
                     desc.flags.remove(BgFlags::BLOCK_UNINIT);
-                    before = i64::from(desc.free_clusters);
+                    // Of a group that was never used the bitmap knows better.
+                    correction = i64::from(free) - i64::from(desc.free_clusters);
                     desc.free_clusters = free;
-                    before = i64::from(free) - before;
                 }
                 desc.free_clusters = desc.free_clusters.saturating_sub(run.len);
                 desc.block_bitmap_csum = csum;
             })?;
-            Some(before)
+            Some(correction)
         }
     };
-    let Some(correction) = found_free else {
+    let Some(correction) = corrected else {
         sb.ext4_mark_group_bitmap_corrupted(run.group, GroupFlags::BBITMAP_CORRUPT);
         return Err(Corrupt::BlockBitmapDoubleAlloc(run.group).into());
     };
@@ -267,10 +273,7 @@ fn free_blocks(handle: &mut Handle<'_>, inode: &Inode, block: Fsblk, count: u32,
 #[doc(alias = "ext4_mb_clear_bb")]
 fn free_run(handle: &mut Handle<'_>, run: Run, flags: FreeFlags) -> Ext4Result {
     let sb = handle.sb();
-    let bitmap = sb.ext4_read_block_bitmap(run.group)?;
-    let desc_bh = sb.group_desc_bh(run.group)?;
-    handle.get_write_access(&bitmap)?;
-    handle.get_write_access(desc_bh)?;
+    let (bitmap, desc_bh) = group_write_access(handle, run.group)?;
     let unused = flags.contains(FreeFlags::UNUSED);
     let freed = {
         // With a buddy that still has them in use, so that they are not given out before the commit.

@@ -482,6 +482,103 @@ fn inodes_run_out_when_all_are_taken_and_come_back() {
 }
 
 #[test]
+fn what_mke2fs_left_as_it_was_is_never_read() {
+    for kind in [5, 6, 8] {
+        let (name, spec) = &kinds()[kind];
+        println!("{name}");
+        let mut bytes = image(spec);
+        let probe = Env::of(&bytes);
+        let (sb, size) = (probe.sb(), spec.block_size as usize);
+        let mut poisoned = 0;
+        for group in (0..sb.s_groups_count).map(Group) {
+            let desc = sb.ext4_get_group_desc(group).expect("a group");
+            let used = (sb.s_inodes_per_group - desc.itable_unused).div_ceil(sb.s_inodes_per_block);
+            let table = desc.inode_table.0 as usize;
+            let mut poison = |from: usize, to: usize| {
+                bytes[from * size..to * size].fill(0xa5);
+                poisoned += to - from;
+            };
+            poison(table + used as usize, table + sb.itb_per_group() as usize);
+            for (flag, place) in
+                [(BgFlags::BLOCK_UNINIT, desc.block_bitmap), (BgFlags::INODE_UNINIT, desc.inode_bitmap)]
+            {
+                if desc.flags.contains(flag) {
+                    poison(place.0 as usize, place.0 as usize + 1);
+                }
+            }
+        }
+        assert!(poisoned > 10);
+        drop(probe);
+        let env = Env::of(&bytes);
+        let initial = env.sb().free_clusters();
+        let inodes: Vec<IRef> = (0..150).map(|_| new_inode(&env, 0o040_755).expect("room")).collect();
+        let mut model = Model::default();
+        for group in 0..env.sb().s_groups_count {
+            let goal = env.sb().ext4_group_last_block_no(Group(group)).0 - 40;
+            let (block, len) = env.alloc(goal, 30, MbFlags::empty()).expect("room");
+            model.add(block, len);
+        }
+        for inode in inodes {
+            inode.set_nlink(0);
+            drop(inode);
+        }
+        env.mount.sb.drain_evictions();
+        for (block, len) in model.held {
+            env.free(block, len).expect("it is ours");
+        }
+        env.check_counts(initial);
+        env.finish();
+    }
+}
+
+#[test]
+fn four_threads_never_get_the_same_inode() {
+    let env = Env::new(&kinds()[4].1);
+    let initial = env.sb().free_inodes();
+    let all = Mutex::new(BTreeSet::new());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..30 {
+                    let inode = new_inode(&env, 0o100_644).expect("room");
+                    assert!(all.lock().expect("no panic").insert(inode.i_ino()));
+                    if inode.i_ino() % 3 == 0 {
+                        assert!(all.lock().expect("no panic").remove(&inode.i_ino()));
+                        inode.set_nlink(0);
+                    }
+                }
+            });
+        }
+    });
+    let left = all.into_inner().expect("no panic");
+    assert_eq!(env.sb().free_inodes(), initial - left.len() as u64);
+    for ino in left {
+        ext4_iget(&env.mount.sb, Ino(ino as u32)).expect("it is in use").set_nlink(0);
+    }
+    env.mount.sb.drain_evictions();
+    assert_eq!(env.sb().free_inodes(), initial);
+    env.finish();
+}
+
+#[test]
+fn what_is_freed_is_discarded_if_one_says_so() {
+    for discard in [false, true] {
+        let option = if discard { "discard" } else { "nodiscard" };
+        let mount = Mount::with(&image(&kinds()[3].1), option, auto());
+        let root = ext4_iget(&mount.sb, EXT4_ROOT_INO).expect("the root");
+        let file = mount.open("/file");
+        let env = Env { mount, root, file };
+        let (block, len) = env.alloc(2000, 3, MbFlags::empty()).expect("room");
+        poke(env.mount.sb.s_bdev(), block * 4096, &[7; 3 * 4096]);
+        env.free(block, len).expect("it is ours");
+        ext4_sync_fs(&env.mount.sb).expect("syncing");
+        let gone = peek(env.mount.sb.s_bdev(), block * 4096, 3 * 4096).iter().all(|byte| *byte != 7);
+        assert_eq!(gone, discard);
+        env.finish();
+    }
+}
+
+#[test]
 fn a_damaged_inode_bitmap_takes_its_group_out_of_service() {
     let env = Env::new(&kinds()[4].1);
     let place = env.sb().ext4_get_group_desc(Group(0)).expect("a group").inode_bitmap.0 * 1024;
