@@ -248,6 +248,9 @@ fn ext4_dio_verdict(
         // The patch asks with one look-up, which finds one extent; across a border of two it keeps the lock (G23).
         && (one_extent || mode == DioMode::InFlight);
 
+    if !may_leave {
+        ext4_sector_aligned(iter, range)?;
+    }
     let stats = &inode.i_sb().s_fs_info().dio.stats;
     match (may_leave, mode) {
         (true, DioMode::InFlight) => &stats.in_flight,
@@ -278,12 +281,8 @@ fn ext4_dio_verdict_change(
     if iocb.is_nowait() {
         return Err(EAGAIN);
     }
-    let sector = (range.pos as usize | iter.alignment()) & 511;
+    ext4_sector_aligned(iter, range)?;
     let device_aligned = ext4_device_aligned(inode, iter, range);
-    // Checked here, so that a write that cannot be has changed nothing.
-    if sector != 0 {
-        return Err(EINVAL);
-    }
     let blockmask = (1i64 << inode.i_blkbits()) - 1;
     let whole_blocks = (range.pos | range.pos.wrapping_add(range.count as i64)) & blockmask == 0;
     let i_size = inode.i_size();
@@ -358,4 +357,10 @@ fn ext4_overwrite_io_many(inode: &Inode, mut at: u64, end: u64, nowait: bool) ->
 fn ext4_device_aligned(inode: &Inode, iter: &IovIter<'_>, range: WriteRange) -> bool {
     let lbs = u64::from(inode.i_sb().s_bdev().logical_block_size());
     (range.pos as u64 | iter.alignment() as u64) & (lbs - 1) == 0
+}
+
+/// `EINVAL` for what no device can write directly. Asked before anything changes, privileges and times included.
+#[cold]
+fn ext4_sector_aligned(iter: &IovIter<'_>, range: WriteRange) -> Result {
+    if (range.pos as usize | iter.alignment()) & 511 == 0 { Ok(()) } else { Err(EINVAL) }
 }

@@ -285,6 +285,8 @@ fn g37_checks_before_the_verdict() {
         let file = m.open_with("/data", OpenFlags::O_APPEND);
         let page = Pages::new(4096, 0x37);
         assert_eq!(write(&file, 0, page.bytes()), Ok(4096), "{mode}");
+        let extends = m.sb.s_fs_info().dio.stats.extend.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(extends, 1, "{mode}: an append was taken for an overwrite");
         assert_eq!(read(&file, 0, 4096).as_deref(), Ok(&stamped(0, 4096)[..]), "{mode}");
         assert_eq!(read(&file, i64::from(DATA_BLOCKS) << 12, 4096).as_deref(), Ok(page.bytes()), "{mode}");
         drop(file);

@@ -138,6 +138,7 @@ impl Mount {
         assert_eq!(inode.i_dio_count(), 0, "i_dio_count");
         self.sb.drain_direct_io();
         let dio = &self.sb.s_fs_info().dio;
+        dio.drain_trims();
         assert_eq!(dio.io_ends_available(), dio.io_ends(), "an io_end is missing");
     }
 
