@@ -636,6 +636,39 @@ fn g16_unwritten_extents_under_io_stay_as_they_were_cut() {
 }
 
 #[test]
+fn short_remainders_are_zeroed_instead_of_cut_off() {
+    // 32 KiB are 8 blocks.
+    let states = |f: &Fixture| -> String {
+        f.model
+            .iter()
+            .map(|cell| match cell {
+                Hole => '.',
+                Unwritten(_) => 'u',
+                Written(_) => 'w',
+            })
+            .collect()
+    };
+    let mut f = Fixture::new(&spec("ext4", 4096, 8 << 10), 40, "zeroed".to_string());
+    f.create_all(0, 20, GetBlocks::CREATE_UNINIT_EXT);
+    f.create_all(5, 2, GetBlocks::CREATE);
+    assert_eq!(states(&f), format!("{}{}{}", "w".repeat(7), "u".repeat(13), ".".repeat(20)));
+    // What goes to the extent beside it needs no zeros.
+    f.create_all(7, 6, GetBlocks::CREATE);
+    assert_eq!(states(&f), format!("{}{}{}", "w".repeat(13), "u".repeat(7), ".".repeat(20)));
+    // The rest may be on its way to being written.
+    let counted = f.inode().i_private().i_unwritten.fetch_add(1, Ordering::AcqRel);
+    f.create_all(15, 2, GetBlocks::CREATE);
+    assert_eq!(states(&f), format!("{}uuwwuuu{}", "w".repeat(13), ".".repeat(20)));
+    f.inode().i_private().i_unwritten.store(counted, Ordering::Release);
+    // Nothing is written past the end of the file but what was asked for.
+    f.create_all(30, 8, GetBlocks::CREATE_UNINIT_EXT);
+    f.inode().i_private().i_disksize.store(20 * 4096, Ordering::Release);
+    f.create_all(32, 2, GetBlocks::CREATE);
+    assert_eq!(states(&f)[28..], *"..uuwwuuuu..");
+    f.finish();
+}
+
+#[test]
 fn lengths_and_ends_are_kept() {
     let mut f = Fixture::new(&spec("ext4", 1024, 80 << 10), 70_000, "long".to_string());
     // Unwritten extents are one block shorter than written ones; all are merged as far as that.
