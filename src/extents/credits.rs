@@ -64,9 +64,13 @@ pub fn ext4_blocks_for_truncate(inode: &Inode) -> u32 {
     needed + EXT4_SINGLEDATA_TRANS_BLOCKS + EXT4_META_TRANS_BLOCKS
 }
 
-/// Makes sure that the handle has `needed` credits: extends it, or restarts it. Called without `i_data_sem`: what was
+/// Blocks that whoever called a function that restarts the handle may dirty when it is back, without asking: the inode, the list of orphans.
+const TAIL_CREDITS: u32 = 8;
+
+/// Makes sure that the handle has `needed` credits, and some for what the caller does afterwards: extends it, or restarts it. Called without `i_data_sem`: what was
 /// done before may be committed without what follows.
 #[doc(alias = "ext4_datasem_ensure_credits")]
 pub fn ensure_or_restart(handle: &mut Handle<'_>, needed: u32) -> kernel_shim::error::Result {
+    let needed = needed.saturating_add(TAIL_CREDITS);
     if handle.ensure_credits(needed, needed)? { Ok(()) } else { handle.restart(needed) }
 }
