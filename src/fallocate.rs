@@ -103,7 +103,7 @@ impl Range {
 ///
 /// EOPNOTSUPP for a mode there is not, or not for a file without extents; EINVAL for an empty or negative range, and one that
 /// `COLLAPSE_RANGE` or `INSERT_RANGE` cannot have; EFBIG; ENOSPC, with what was allocated kept; EPERM for immutable and
-/// append-only files; EISDIR, ESPIPE, ENODEV for what is no regular file; EROFS; EIO. Takes `i_mutex`; sleeps.
+/// append-only files; EISDIR, ESPIPE, ENODEV for what is no regular file; EROFS; EIO. Takes the right to write, then `i_mutex`; sleeps.
 pub fn ext4_fallocate(inode: &IRef, mode: FallocFlags, offset: i64, len: i64) -> Result {
     let sb = inode.i_sb().s_fs_info();
     if offset < 0 || len <= 0 {
@@ -127,6 +127,8 @@ pub fn ext4_fallocate(inode: &IRef, mode: FallocFlags, offset: i64, len: i64) ->
     let end = offset.checked_add(len).filter(|end| *end <= sb.s_maxbytes()).ok_or(EFBIG)?;
     let range = Range { start: offset, end };
 
+    // A frozen file system stays as it is (G8).
+    let _write = inode.i_sb().start_write();
     let i_mutex = inode.lock();
     let done = fallocate_locked(&i_mutex, mode, keep_size, range);
     i_mutex.unlock();

@@ -29,7 +29,8 @@ pub fn ext4_ioctl_getflags(inode: &Inode) -> InodeFlags {
 /// `FS_IOC_SETFLAGS`: immutable, append-only, no access times, synchronous, data through the journal, and those that mean nothing to
 /// us. Flags that cannot be changed by a user stay.
 ///
-/// EOPNOTSUPP for flags there are not, and for a change from extents to block numbers or back; EROFS, EIO. Takes `i_mutex`; sleeps.
+/// EOPNOTSUPP for flags there are not, and for a change from extents to block numbers or back; EROFS, EIO. Takes the right to write,
+/// then `i_mutex`; sleeps.
 #[doc(alias = "ext4_fileattr_set")]
 pub fn ext4_ioctl_setflags(inode: &IRef, flags: InodeFlags) -> Result {
     if flags.bits() & !EXT4_FL_USER_VISIBLE != 0 {
@@ -38,6 +39,8 @@ pub fn ext4_ioctl_setflags(inode: &IRef, flags: InodeFlags) -> Result {
     if inode.i_sb().s_fs_info().is_rdonly() {
         return Err(EROFS);
     }
+    // A frozen file system stays as it is (G8).
+    let _write = inode.i_sb().start_write();
     let i_mutex = inode.lock();
     let done = setflags_locked(&i_mutex, flags);
     i_mutex.unlock();

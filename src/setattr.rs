@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::inode::{S_IFMT, S_ISGID, S_ISUID, S_IXGRP};
 use kernel_shim::fs::{FileSystem, InodeFlags as VfsFlags, InodeState};
+use kernel_shim::testing::trace;
 use kernel_shim::time::Timespec64;
 
 use crate::aops::ext4_block_zero_page_range;
@@ -81,7 +82,8 @@ pub struct Iattr {
 /// `chmod`, `chown`, `utimens`, `truncate`.
 ///
 /// EPERM for an immutable inode, and an append-only one but for times that are now; EINVAL for a negative size or one of something
-/// that is no regular file (EISDIR for a directory); EFBIG, EROFS, ENOSPC, EIO. Takes `i_mutex`; sleeps.
+/// that is no regular file (EISDIR for a directory); EFBIG, EROFS, ENOSPC, EIO. Called with the right to write
+/// (`start_write`: G8) and no handle open. Takes `i_mutex`; sleeps.
 #[doc(alias = "notify_change")]
 pub fn ext4_setattr(inode: &IRef, attr: &Iattr) -> Result {
     let i_mutex = inode.lock();
@@ -90,13 +92,14 @@ pub fn ext4_setattr(inode: &IRef, attr: &Iattr) -> Result {
     done
 }
 
-/// `truncate`: [`ext4_setattr`] of the size alone.
+/// `ftruncate`: [`ext4_setattr`] of the size alone. Takes the right to write.
 pub fn ext4_setattr_size(inode: &IRef, size: i64) -> Result {
+    let _write = inode.i_sb().start_write();
     ext4_setattr(inode, &Iattr { ia_valid: AttrValid::SIZE, ia_size: size, ..Iattr::default() })
 }
 
-/// [`ext4_setattr`] with `i_mutex` held by the caller, for `O_TRUNC`. No handle is open.
-pub fn ext4_setattr_locked(i_mutex: &Locked<'_>, attr: &Iattr) -> Result {
+/// [`ext4_setattr`] with `i_mutex` held by the caller.
+fn ext4_setattr_locked(i_mutex: &Locked<'_>, attr: &Iattr) -> Result {
     let inode = i_mutex.inode();
     let valid = attr.ia_valid;
     if valid.contains(AttrValid::SIZE) {
@@ -209,6 +212,7 @@ fn ext4_setattr_size_locked(i_mutex: &Locked<'_>, size: i64) -> Result {
     }
     if size < old {
         shrink(i_mutex, old, size)?;
+        trace("ext4_setattr: short");
     }
     inode.i_mapping().truncate_pagecache(size);
     // Also if the size is what it was: blocks that were allocated past it go.

@@ -201,7 +201,7 @@ pub fn ext4_listxattr(inode: &Inode, buffer: &mut [u8]) -> Result<usize> {
 // ---- changing
 
 /// Sets an attribute. ENODATA, EEXIST, ENOSPC if it does not fit, ERANGE, E2BIG, EINVAL, EOPNOTSUPP, EPERM for immutable and
-/// append-only inodes, EROFS, EIO. Takes `i_mutex`; sleeps. Called with no handle open.
+/// append-only inodes, EROFS, EIO. Takes the right to write, then `i_mutex`; sleeps. Called with no handle open.
 #[doc(alias = "ext4_xattr_set")]
 pub fn ext4_setxattr(inode: &Inode, name: &[u8], value: &[u8], flags: XattrSet) -> Result {
     if value.len() > XATTR_SIZE_MAX {
@@ -220,6 +220,8 @@ fn change(inode: &Inode, name: &[u8], value: Option<&[u8]>, flags: XattrSet) -> 
     if sb.is_rdonly() {
         return Err(EROFS);
     }
+    // A frozen file system stays as it is (G8).
+    let _write = inode.i_sb().start_write();
     let i_mutex = inode.lock();
     if inode.i_flags().intersects(VfsFlags::IMMUTABLE | VfsFlags::APPEND) {
         return Err(EPERM);

@@ -446,7 +446,7 @@ fn a_crash_shows_nothing_stale() {
 }
 
 /// A file system all of whose free blocks are full of `poison`.
-fn poisoned(spec: &Mkfs, poison: u8) -> Vec<u8> {
+pub(crate) fn poisoned(spec: &Mkfs, poison: u8) -> Vec<u8> {
     let image = Image::make(spec, None);
     let dump = image.debugfs("stats -h");
     let field = |name: &str| -> usize {

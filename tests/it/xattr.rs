@@ -8,6 +8,8 @@ use ext4_dio::xattr::*;
 use ext4_dio::{File, Inode};
 use ext4_dio_tests::dio::*;
 use ext4_dio_tests::images::{Image, Mkfs, peek, poke};
+use ext4_dio_tests::linux::{self, Linux};
+use ext4_dio_tests::oplang::*;
 use kernel_shim::alloc::Arc as KArc;
 use kernel_shim::error::code::*;
 use kernel_shim::error::{Error, Result};
@@ -250,6 +252,46 @@ fn a_shared_block_is_copied() {
         assert_eq!(ext4_removexattr(files[0].f_inode(), b"user.big"), Ok(()));
         assert_eq!(get(files[1].f_inode(), "user.big"), Ok(big.clone()));
         drop(files);
+        m.finish();
+    }
+}
+
+/// Linux finds what we set, and we find what it sets.
+#[test]
+fn linux_agrees() {
+    if !linux::available() {
+        return;
+    }
+    for (block_size, inode_size) in [(1024, 128), (4096, 256)] {
+        let spec = Mkfs { block_size, inode_size, ..Mkfs::default() };
+        let m = Mount::with(&image(&spec), IN_FLIGHT, auto());
+        let file = m.open("/data");
+        let set = |name: &str, tag, len| {
+            let value = xattr_value(name, tag, len);
+            assert_eq!(ext4_setxattr(file.f_inode(), name.as_bytes(), &value, XattrSet::Any), Ok(()));
+            (name.to_string(), value)
+        };
+        let mut model: Model =
+            [set("user.small", 1, 5), set("trusted.empty", 2, 0), set("user.big", 3, 500), set("security.x", 4, 7)]
+                .into();
+        drop(file);
+        let image = Image::from_bytes(&m.finish());
+        let mut linux = Linux::mount(&image.path(), "").expect("Linux mounts it");
+        for (name, value) in &model {
+            let got = linux.apply(&Op::GetXattr { path: "/data".into(), name: name.clone() });
+            assert_eq!(got, Ok(Out::Bytes(value.clone())), "{name}");
+        }
+        let (name, len, tag) = ("user.linux".to_string(), 300, 9);
+        let made =
+            linux.apply(&Op::SetXattr { path: "/data".into(), name: name.clone(), len, tag, how: XattrHow::Any });
+        assert_eq!(made, Ok(Out::Done));
+        model.insert(name.clone(), xattr_value(&name, tag, len));
+        assert_eq!(linux.apply(&Op::RemoveXattr { path: "/data".into(), name: "user.small".into() }), Ok(Out::Done));
+        model.remove("user.small");
+        drop(linux);
+        let m = Mount::with(&image.bytes(), IN_FLIGHT, auto());
+        compare(m.open("/data").f_inode(), &model, "after Linux");
+        assert_eq!(ext4_removexattr(m.open("/data").f_inode(), name.as_bytes()), Ok(()));
         m.finish();
     }
 }
