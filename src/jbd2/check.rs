@@ -9,19 +9,21 @@ use super::disk::*;
 use super::{LogExtent, Tid};
 use crate::checksum::ext4_chksum;
 
-/// The map in order, without holes, on the device; and how many blocks it has.
-pub(super) fn check_map(bdev: &Bdev, blocksize: u32, extents: &[LogExtent]) -> Option<(KVec<LogExtent>, u32)> {
+/// The map in order, without holes, on the device; and how many blocks it has. EFSCORRUPTED if it is something else; ENOMEM.
+pub(super) fn check_map(bdev: &Bdev, blocksize: u32, extents: &[LogExtent]) -> Result<(KVec<LogExtent>, u32)> {
     let blocks_on_disk = bdev.nr_sectors() / (u64::from(blocksize) >> SECTOR_SHIFT).max(1);
-    let mut map = KVec::new();
+    let mut map = KVec::with_capacity(extents.len(), GFP_KERNEL)?;
     let mut next = 0u32;
     for extent in extents {
-        if extent.lblk != next || extent.len == 0 || extent.pblk.checked_add(u64::from(extent.len))? > blocks_on_disk {
-            return None;
+        let end = extent.pblk.checked_add(u64::from(extent.len)).ok_or(EFSCORRUPTED)?;
+        if extent.lblk != next || extent.len == 0 || end > blocks_on_disk {
+            return Err(EFSCORRUPTED);
         }
-        next = next.checked_add(extent.len)?;
-        map.push(*extent, GFP_KERNEL).ok()?;
+        next = next.checked_add(extent.len).ok_or(EFSCORRUPTED)?;
+        map.push(*extent, GFP_KERNEL)?;
     }
-    (next > 0 && blocksize >= 1024 && blocksize.is_power_of_two()).then_some((map, next))
+    let good = next > 0 && blocksize >= 1024 && blocksize.is_power_of_two();
+    if good { Ok((map, next)) } else { Err(EFSCORRUPTED) }
 }
 
 /// A super block that makes sense.

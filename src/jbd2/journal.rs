@@ -131,7 +131,7 @@ impl Journal {
             pr_err!("JBD2: {}: journal: {why}", bdev.name());
             errno
         };
-        let (map, blocks) = check_map(bdev, blocksize, extents).ok_or_else(|| refuse("bad map", EFSCORRUPTED))?;
+        let (map, blocks) = check_map(bdev, blocksize, extents).map_err(|errno| refuse("no map of it", errno))?;
         let mut buf = IoBuf::new(blocksize as usize, GFP_KERNEL)?;
         let sector = map.first().map_or(0, |extent| extent.pblk) * (u64::from(blocksize) >> SECTOR_SHIFT);
         bdev_rw(bdev, ReqOpf::REQ_OP_READ | ReqOpf::META | ReqOpf::SYNC, sector, buf.bytes_mut())?;
