@@ -7,11 +7,12 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::generator::{Generator, Theme};
-use crate::images::{Image, Mkfs};
+use crate::images::{Image, Mkfs, assert_clean};
 use crate::model::{Expect, Model};
 use crate::oplang::{Op, Vfs, script};
 
@@ -78,6 +79,11 @@ pub fn run(vfs: &mut dyn Vfs, model: &mut Model, ops: &[Op]) -> Result<(), Strin
         }
     }
     Ok(())
+}
+
+/// `Err` unless `e2fsck -fn` finds nothing wrong.
+pub fn check_clean(path: &Path) -> Result<(), String> {
+    catch_unwind(|| assert_clean(path)).map_err(|p| words(&*p))
 }
 
 /// A panic's words.

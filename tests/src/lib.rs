@@ -8,4 +8,5 @@ pub mod images;
 pub mod linux;
 pub mod model;
 pub mod oplang;
+pub mod ours;
 pub mod reader;
