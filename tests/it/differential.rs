@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Seeded random operations on our file system, on Linux's and on a model.
 
+mod exchange;
+mod faults;
+
 use ext4_dio_tests::differential::*;
 use ext4_dio_tests::dio::{EXCLUSIVE, I_DATA_SEM, IN_FLIGHT, auto};
 use ext4_dio_tests::generator::Theme;
@@ -27,9 +30,20 @@ fn themes(seed: u64) -> Theme {
     [Theme::Data, Theme::Mixed, Theme::Names, Theme::Data][seed as usize % 4]
 }
 
+/// Disks that run full: the journal needs the most of it.
+fn small() -> [Mkfs; 4] {
+    let base = Mkfs { inodes: 64, ..Mkfs::default() };
+    [
+        Mkfs { block_size: 1024, size_kib: 1 << 10, features: "^has_journal", ..base.clone() },
+        Mkfs { block_size: 1024, size_kib: 3 << 10, args: &["-J", "size=1"], ..base.clone() },
+        Mkfs { block_size: 4096, size_kib: 3 << 10, features: "^has_journal", ..base.clone() },
+        Mkfs { fs_type: "ext3", block_size: 1024, size_kib: 3 << 10, args: &["-J", "size=1"], ..base },
+    ]
+}
+
 /// Linux does what the model says: else the model is wrong, and so is what it says of us.
 fn linux_case(case: &Case, ops: &[Op]) -> Result<(), String> {
-    let image = case.image();
+    let image = Image::from_bytes(&case.image());
     // Seeking in files without extents does not see what Linux has yet to allocate.
     let options = if case.tight || !case.extents() { "noatime,nodelalloc" } else { "noatime" };
     let mut linux = Linux::mount(&image.path(), options)?;
@@ -57,15 +71,31 @@ fn linux_does_what_the_model_says() {
     }
 }
 
+#[test]
+fn linux_does_what_the_model_says_on_a_full_disk() {
+    if !linux::available() {
+        return;
+    }
+    for (n, mkfs) in small().into_iter().enumerate() {
+        let what = format!("linux, full, {}, {} {}", mkfs.block_size, mkfs.fs_type, mkfs.features);
+        seeds(&what, 500 + 10 * n as u64, 4, |seed| {
+            let (mkfs, options, tight) = (mkfs.clone(), String::new(), true);
+            check(&Case { mkfs, options, seed, theme: Theme::Full, ops: ops_or(200), tight }, linux_case);
+        });
+    }
+}
+
 /// We do what the model says; and what we leave on the disk is what `e2fsck` and Linux want, too.
 fn our_case(case: &Case, ops: &[Op]) -> Result<(), String> {
-    let mut ours =
-        Ours::mount(&case.image().bytes(), &case.options, auto()).map_err(|e| format!("mounting: errno {e}"))?;
+    let mut ours = Ours::mount(&case.image(), &case.options, auto()).map_err(|e| format!("mounting: errno {e}"))?;
     let mut model = Model::new(case.expect(true));
-    let ops: Vec<Op> = ops.iter().filter(|op| !missing(op)).cloned().collect();
+    let ops: Vec<Op> = ops.iter().filter(|op| !missing(op)).cloned().map(buffered).collect();
     run(&mut ours, &mut model, &ops)?;
     model.compare(&mut ours).map_err(|e| format!("in the end: {e}"))?;
     let bytes = ours.unmount().map_err(|e| format!("unmounting: errno {e}"))?;
+    if std::env::var_os("NOFSCK").is_some() {
+        return Ok(());
+    }
     let image = Image::from_bytes(&bytes);
     check_clean(&image.path())?;
     model.close_all();
@@ -74,6 +104,19 @@ fn our_case(case: &Case, ops: &[Op]) -> Result<(), String> {
         model.compare(&mut linux).map_err(|e| format!("in Linux: {e}"))?;
     }
     Ok(())
+}
+
+fn buffered(op: Op) -> Op {
+    if std::env::var("ONLY").unwrap_or_default() != "buffered" {
+        return op;
+    }
+    match op {
+        Op::Open { slot, path, flags, mode } => {
+            Op::Open { slot, path, flags: ext4_dio_tests::oplang::OFlags(flags.0 & !64), mode }
+        }
+        Op::SetDirect { slot, .. } => Op::SetDirect { slot, on: false },
+        op => op,
+    }
 }
 
 fn missing(op: &Op) -> bool {

@@ -174,6 +174,13 @@ impl Image {
         assert!(matches!(output.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&output.stdout));
     }
 
+    /// `e2fsck -fy`, for what a crash has left. `Err` if there is something that it cannot repair.
+    pub fn repair(&self) -> Result<String, String> {
+        let output = run(e2fsprogs("e2fsck").env_remove("E2FSPROGS_FAKE_TIME").args(["-fy"]).arg(self.path()));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if matches!(output.status.code(), Some(0 | 1)) { Ok(text) } else { Err(format!("e2fsck -fy: {text}")) }
+    }
+
     /// Panics unless `e2fsck -fn` finds nothing to complain of.
     pub fn assert_clean(&self) {
         assert_clean(&self.path());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Fixtures of the hosted tests.
 
+pub mod crash;
 pub mod differential;
 pub mod dio;
 pub mod generator;

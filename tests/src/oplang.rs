@@ -457,6 +457,8 @@ pub enum Target {
 /// All that can be seen of a file's data.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
+    /// Bytes in a block.
+    pub block: u64,
     /// Bytes.
     pub size: u64,
     /// What is allocated.
@@ -500,7 +502,7 @@ impl Seen {
         }
         blocks.sort();
         blocks.dedup_by_key(|(lblk, _)| *lblk);
-        Ok(Self { size, map, blocks })
+        Ok(Self { block, size, map, blocks })
     }
 }
 
