@@ -303,7 +303,12 @@ impl Ours {
 
 fn iocb_flags(rwf: Rwf) -> IocbFlags {
     let mut flags = IocbFlags::empty();
-    for (flag, bit) in [(Rwf::DSYNC, IocbFlags::DSYNC), (Rwf::APPEND, IocbFlags::APPEND)] {
+    for (flag, bit) in [
+        (Rwf::DSYNC, IocbFlags::DSYNC),
+        (Rwf::APPEND, IocbFlags::APPEND),
+        (Rwf::NOWAIT, IocbFlags::NOWAIT),
+        (Rwf::HIPRI, IocbFlags::HIPRI),
+    ] {
         if rwf.has(flag) {
             flags |= bit;
         }

@@ -102,8 +102,11 @@ fn journals_that_linux_left() {
 
 /// Beside replaying, `e2fsck` may finish with orphans and count what is free, and has nothing to repair.
 fn only_replayed(said: &str) -> Result<(), String> {
-    const HARMLESS: [&str; 3] =
-        ["Free blocks count wrong (", "Free inodes count wrong (", "Feature orphan_present is set but orphan file is clean"];
+    const HARMLESS: [&str; 3] = [
+        "Free blocks count wrong (",
+        "Free inodes count wrong (",
+        "Feature orphan_present is set but orphan file is clean",
+    ];
     let mut before = "";
     for line in said.lines().filter(|line| !line.is_empty()) {
         let harmless = HARMLESS.iter().any(|h| before.starts_with(h));
