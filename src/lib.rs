@@ -68,7 +68,8 @@
 //! | fsync.c | [`fsync`] |
 //! | extents.c, extents_status.c, indirect.c | [`extents`], [`extents_status`], [`indirect`] |
 //! | super.c | [`sb`], its parts [`sb_geometry`] and [`sb_options`] |
-//! | balloc.c, block_validity.c | [`balloc`], [`block_validity`] |
+//! | balloc.c, block_validity.c, bitmap.c | [`balloc`], [`block_validity`], `bitmap` |
+//! | mballoc.c, ialloc.c | [`mballoc`], [`ialloc`] |
 //! | dir.c, namei.c, hash.c | [`dir`], [`namei`], its part `dx`, [`hash`] |
 //! | ext4.h | [`ext4`], [`disk`], [`corrupt`], [`checksum`] |
 //! | nothing | [`dio_lock`]: what C does with statements, as a type |
