@@ -368,14 +368,35 @@ fn spec(i_mode: u32, i_uid: u32, i_gid: u32) -> NewInodeSpec {
     NewInodeSpec { i_mode, i_uid, i_gid }
 }
 
+/// Does it again after ENOSPC, as long as a commit may give back what it needs. Between attempts no handle is open.
+#[doc(alias = "ext4_should_retry_alloc")]
+fn retry_alloc<T>(dir: &Inode, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut retries = 0;
+    loop {
+        match attempt() {
+            Err(ENOSPC) if dir.i_sb().s_fs_info().ext4_should_retry_alloc(&mut retries) => {}
+            done => return done,
+        }
+    }
+}
+
 /// Makes an inode, lets `fill` complete it, and gives it a name. If anything fails, nothing is left of it.
 fn make(
     dir: &Locked<'_>,
     name: &[u8],
     spec: &NewInodeSpec,
-    fill: impl FnOnce(&mut Handle<'_>, &IRef) -> Ext4Result,
+    fill: impl Fn(&mut Handle<'_>, &IRef) -> Ext4Result,
 ) -> Result<IRef> {
     check_dir(dir, name)?;
+    retry_alloc(dir, || make_once(dir, name, spec, &fill))
+}
+
+fn make_once(
+    dir: &Locked<'_>,
+    name: &[u8],
+    spec: &NewInodeSpec,
+    fill: impl Fn(&mut Handle<'_>, &IRef) -> Ext4Result,
+) -> Result<IRef> {
     let mut handle = start(dir.inode(), create_credits(dir.i_sb().s_fs_info()))?;
     let inode = match ext4_new_inode(&mut handle, dir.inode(), spec) {
         Ok(inode) => inode,
@@ -512,6 +533,10 @@ pub fn ext4_link(inode: &Locked<'_>, dir: &Locked<'_>, name: &[u8]) -> Result {
     if inode.i_nlink() >= u32::from(EXT4_LINK_MAX) {
         return Err(EMLINK);
     }
+    retry_alloc(dir, || link_once(inode, dir, name))
+}
+
+fn link_once(inode: &Locked<'_>, dir: &Locked<'_>, name: &[u8]) -> Result {
     let credits = data_trans_blocks(dir.i_sb().s_fs_info()) + EXT4_INDEX_EXTRA_TRANS_BLOCKS + 1 + ORPHAN_CREDITS;
     let mut handle = start(dir.inode(), credits)?;
     let nlink = inode.i_nlink();

@@ -6,6 +6,8 @@
 //!
 //! # Locks
 //!
+//! Whatever changes something first asks for the right to write, which a frozen file system does not give; then come the locks.
+//!
 //! A look-up holds the directory's `i_mutex` until the inode is in memory, so that a name never leads to an inode that is being
 //! deleted. What changes names holds it throughout, then takes that of the inode the name leads to: directories before files, two
 //! files by their numbers. Two directories come one above the other, or by their numbers; that this order stays true is what the
@@ -21,13 +23,14 @@ pub mod walk;
 use kernel_shim::alloc::{Arc, KVec};
 use kernel_shim::error::Result;
 use kernel_shim::error::code::{EBUSY, EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, EROFS};
-use kernel_shim::fs::SbFlags;
 use kernel_shim::fs::inode::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK};
+use kernel_shim::fs::{SbFlags, WriteAccess};
 
 use crate::corrupt::Ext4Result;
 use crate::ext4::EXT4_ROOT_INO;
 use crate::namei::RenameFlags;
 use crate::ops::{ext4_error, ext4_iget};
+use crate::sb_stats::{Ext4Statfs, ext4_statfs};
 use crate::symlink::ext4_readlink;
 use crate::{File, IRef, SuperBlock};
 
@@ -123,6 +126,15 @@ fn path_create(sb: &Arc<SuperBlock>, path: &[u8], is_dir: bool) -> Result<Parent
     Ok(parent)
 }
 
+/// The right to change something, as long as it lives: a file system that is being frozen waits for it. Taken before any lock.
+/// EROFS. Sleeps while the file system is frozen.
+#[doc(alias = "mnt_want_write")]
+fn want_write(sb: &SuperBlock) -> Result<WriteAccess<'_>> {
+    let write = sb.start_write();
+    check_rdonly(sb)?;
+    Ok(write)
+}
+
 fn check_rdonly(sb: &SuperBlock) -> Result {
     if sb.s_flags().contains(SbFlags::RDONLY) { Err(EROFS) } else { Ok(()) }
 }
@@ -210,6 +222,12 @@ pub fn path_rename(sb: &Arc<SuperBlock>, old: &[u8], new: &[u8], flags: RenameFl
     }
     check_rdonly(sb)?;
     vfs_rename((old.dir(), old.qstr()), (new.dir(), new.qstr()), flags)
+}
+
+/// `statfs`. EIO after a shutdown; errors of the way there.
+pub fn path_statfs(sb: &Arc<SuperBlock>, path: &[u8]) -> Result<Ext4Statfs> {
+    path_lookupat(sb, path, true)?;
+    ext4_statfs(sb)
 }
 
 /// `readlink`: a symbolic link's target. EINVAL for anything else.

@@ -63,19 +63,23 @@ pub fn ext4_rename2(old: RenameEnd<'_>, new: RenameEnd<'_>, flags: RenameFlags) 
     check_dir(old.dir, old.name)?;
     check_dir(new.dir, new.name)?;
     let from = old.inode.ok_or(ENOENT)?;
-    let sb = old.dir.i_sb().s_fs_info();
-    let credits = 2 * data_trans_blocks(sb) + 2 * EXT4_INDEX_EXTRA_TRANS_BLOCKS + 2 + ORPHAN_CREDITS;
     let old = End { dir: old.dir, name: old.name, inode: from };
     check_rename(&old, &new, flags).map_err(|error| ext4_error(old.dir.i_sb(), error))?;
+    retry_alloc(new.dir, || rename_once(&old, &new, flags))
+}
+
+fn rename_once(old: &End<'_>, new: &RenameEnd<'_>, flags: RenameFlags) -> Result {
+    let sb = old.dir.i_sb().s_fs_info();
+    let credits = 2 * data_trans_blocks(sb) + 2 * EXT4_INDEX_EXTRA_TRANS_BLOCKS + 2 + ORPHAN_CREDITS;
     let mut handle = start(old.dir.inode(), credits)?;
     if new.dir.is_dirsync() {
         handle.sync();
     }
     let done = match new.inode {
         Some(inode) if flags.contains(RenameFlags::EXCHANGE) => {
-            ext4_cross_rename(&mut handle, &old, &End { dir: new.dir, name: new.name, inode })
+            ext4_cross_rename(&mut handle, old, &End { dir: new.dir, name: new.name, inode })
         }
-        _ => ext4_rename(&mut handle, &old, &new),
+        _ => ext4_rename(&mut handle, old, new),
     };
     finish(handle, if new.dir.is_dirsync() { new.dir } else { old.dir }, done)
 }

@@ -8,11 +8,11 @@ use kernel_shim::error::Result;
 use kernel_shim::fs::inode::{S_IFBLK, S_IFCHR, S_IFMT};
 use kernel_shim::time::Timespec64;
 
-use super::path_lookupat;
+use super::{path_lookupat, want_write};
 use crate::ext4::InodeFlags;
 use crate::namei::decode_rdev;
-use crate::setattr::{AttrValid, Iattr, ext4_setattr, ext4_setattr_size};
-use crate::{Inode, SuperBlock};
+use crate::setattr::{AttrValid, Iattr, ext4_setattr};
+use crate::{IRef, Inode, SuperBlock};
 
 /// C's `struct kstat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +78,17 @@ pub fn path_stat(sb: &Arc<SuperBlock>, path: &[u8], follow: bool) -> Result<Ksta
     Ok(vfs_getattr(&*path_lookupat(sb, path, follow)?))
 }
 
+/// Sets attributes, with the right to write. The same for whoever has the inode in hand already.
+#[doc(alias = "notify_change")]
+pub fn vfs_setattr(inode: &IRef, attr: &Iattr) -> Result {
+    let _write = want_write(inode.i_sb())?;
+    ext4_setattr(inode, attr)
+}
+
 /// `chmod`: permissions alone. Follows symbolic links, as all below do; errors as [`ext4_setattr`].
 pub fn path_chmod(sb: &Arc<SuperBlock>, path: &[u8], mode: u32) -> Result {
     let attr = Iattr { ia_valid: AttrValid::MODE | AttrValid::CTIME, ia_mode: mode & 0o7777, ..Iattr::default() };
-    ext4_setattr(&path_lookupat(sb, path, true)?, &attr)
+    vfs_setattr(&path_lookupat(sb, path, true)?, &attr)
 }
 
 /// `chown`, or `lchown` without `follow`: what is given changes.
@@ -90,7 +97,7 @@ pub fn path_chown(sb: &Arc<SuperBlock>, path: &[u8], uid: Option<u32>, gid: Opti
     ia_valid.set(AttrValid::UID, uid.is_some());
     ia_valid.set(AttrValid::GID, gid.is_some());
     let attr = Iattr { ia_valid, ia_uid: uid.unwrap_or(0), ia_gid: gid.unwrap_or(0), ..Iattr::default() };
-    ext4_setattr(&path_lookupat(sb, path, follow)?, &attr)
+    vfs_setattr(&path_lookupat(sb, path, follow)?, &attr)
 }
 
 /// What becomes of a time.
@@ -123,10 +130,11 @@ pub fn path_utimens(sb: &Arc<SuperBlock>, path: &[u8], atime: Utime, mtime: Utim
         attr.ia_valid |= AttrValid::MTIME_SET;
         attr.ia_mtime = time;
     }
-    ext4_setattr(&inode, &attr)
+    vfs_setattr(&inode, &attr)
 }
 
 /// `truncate`.
 pub fn path_truncate(sb: &Arc<SuperBlock>, path: &[u8], size: i64) -> Result {
-    ext4_setattr_size(&path_lookupat(sb, path, true)?, size)
+    let attr = Iattr { ia_valid: AttrValid::SIZE, ia_size: size, ..Iattr::default() };
+    vfs_setattr(&path_lookupat(sb, path, true)?, &attr)
 }

@@ -8,7 +8,7 @@ use kernel_shim::fs::{InodeFlags, OpenFlags};
 
 use super::vfs::{lock_dir, lookup_locked, may_create};
 use super::walk::{Last, Nameidata};
-use super::{Cred, check_rdonly, lookup_one, nameidata, vfs_lookup};
+use super::{Cred, check_rdonly, lookup_one, nameidata, vfs_lookup, want_write};
 use crate::namei::{ext4_create, ext4_tmpfile};
 use crate::ops::ext4_error;
 use crate::setattr::{AttrValid, Iattr, ext4_setattr};
@@ -28,6 +28,8 @@ pub fn path_open(sb: &Arc<SuperBlock>, path: &[u8], flags: OpenFlags, mode: u32,
     if flags.contains(OpenFlags::O_CREAT | OpenFlags::O_DIRECTORY) {
         return Err(EINVAL);
     }
+    // What is made or cut is changed, whatever the file is opened for.
+    let _write = flags.intersects(OpenFlags::O_CREAT | OpenFlags::O_TRUNC).then(|| sb.start_write());
     let mut nd = nameidata(sb, path)?;
     let (inode, created) = loop {
         match open_last(sb, &mut nd, flags, mode, cred)? {
@@ -135,6 +137,7 @@ fn open_tmpfile(sb: &Arc<SuperBlock>, path: &[u8], flags: OpenFlags, mode: u32, 
 
 /// Makes a regular file without a name. ENOENT for a directory that was removed; see [`ext4_tmpfile`]. Sleeps.
 pub fn vfs_tmpfile(dir: &IRef, mode: u32, cred: &Cred) -> Result<IRef> {
+    let _write = want_write(dir.i_sb())?;
     let dir = lock_dir(dir)?;
     may_create(&dir)?;
     ext4_tmpfile(dir.inode(), mode, cred.uid, cred.gid)

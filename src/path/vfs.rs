@@ -9,7 +9,7 @@ use kernel_shim::error::code::{EBUSY, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENO
 use kernel_shim::fs::InodeFlags;
 use kernel_shim::sync::MutexGuard;
 
-use super::{Cred, Dirent, Qstr};
+use super::{Cred, Dirent, Qstr, want_write};
 use crate::corrupt::{Corrupt, Ext4Error};
 use crate::dir::ext4_readdir_from;
 use crate::ext4::{EXT4_ROOT_INO, Ino};
@@ -70,6 +70,7 @@ fn may_delete(dir: &Inode, victim: &Inode, is_dir: bool) -> Result {
 
 /// Makes something in a directory that does not have the name.
 fn make<'d>(dir: &'d IRef, name: &[u8], f: impl FnOnce(&Locked<'d>) -> Result<IRef>) -> Result<IRef> {
+    let _write = want_write(dir.i_sb())?;
     let dir = lock_dir(dir)?;
     if lookup_locked(&dir, name)?.is_some() {
         return Err(EEXIST);
@@ -106,6 +107,7 @@ pub fn vfs_link(inode: &IRef, dir: &IRef, name: &[u8]) -> Result {
 
 /// The same; `linkable`: though it may have no name yet.
 pub(super) fn link(inode: &IRef, dir: &IRef, name: &[u8], linkable: bool) -> Result {
+    let _write = want_write(dir.i_sb())?;
     let dir = lock_dir(dir)?;
     if lookup_locked(&dir, name)?.is_some() {
         return Err(EEXIST);
@@ -128,7 +130,8 @@ pub(super) fn link(inode: &IRef, dir: &IRef, name: &[u8], linkable: bool) -> Res
 ///
 /// ENOENT, EISDIR, ENOTDIR for a slash behind the name; EPERM if the file or the directory is immutable or append-only. Sleeps.
 pub fn vfs_unlink(dir: &IRef, name: Qstr<'_>) -> Result {
-    // Dropped last: it may be the last reference, and then the inode is deleted under a handle of its own.
+    let _write = want_write(dir.i_sb())?;
+    // Dropped after the locks: it may be the last reference, and then the inode is deleted under a handle of its own.
     let victim;
     let dir = lock_dir(dir)?;
     victim = lookup_locked(&dir, name.name)?.ok_or(ENOENT)?;
@@ -142,6 +145,7 @@ pub fn vfs_unlink(dir: &IRef, name: Qstr<'_>) -> Result {
 
 /// Removes an empty directory. As [`vfs_unlink`]; ENOTDIR, ENOTEMPTY.
 pub fn vfs_rmdir(dir: &IRef, name: &[u8]) -> Result {
+    let _write = want_write(dir.i_sb())?;
     let victim;
     let dir = lock_dir(dir)?;
     victim = lookup_locked(&dir, name)?.ok_or(ENOENT)?;
@@ -258,7 +262,8 @@ fn may_rename(
 /// ENOENT, EEXIST, ENOTDIR, EISDIR, ENOTEMPTY, EINVAL for a directory into itself, EBUSY, EPERM, EXDEV; see [`ext4_rename2`].
 /// Sleeps.
 pub fn vfs_rename((old_dir, old): (&IRef, Qstr<'_>), (new_dir, new): (&IRef, Qstr<'_>), flags: RenameFlags) -> Result {
-    // Dropped last: the target may lose its last name.
+    let _write = want_write(old_dir.i_sb())?;
+    // Dropped after the locks: the target may lose its last name.
     let (source, target);
     let locks = lock_rename(old_dir, new_dir)?;
     source = lookup_locked(&locks.old, old.name)?.ok_or(ENOENT)?;

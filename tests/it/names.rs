@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Names: directories large and small, errno by errno, at random against a model, and many threads at once.
 
+mod crash;
 mod errno;
 mod model;
 mod parallel;

@@ -24,7 +24,8 @@ struct Node {
 }
 
 /// A file system; the root is node 0.
-struct Model(Vec<Node>);
+#[derive(Clone)]
+pub struct Model(Vec<Node>);
 
 /// A path's last name, and the directory it is in.
 struct Place {
@@ -34,7 +35,7 @@ struct Place {
 }
 
 impl Model {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut model = Self(vec![Node { kind: Kind::Dir(BTreeMap::new()), nlink: 2, parent: 0 }]);
         model.add(0, "lost+found", Kind::Dir(BTreeMap::new()));
         model
@@ -249,7 +250,7 @@ impl Model {
 }
 
 /// What there is, by path: type, links, target; and which paths are one inode.
-type Seen = BTreeMap<String, (u32, u32, String, usize)>;
+pub type Seen = BTreeMap<String, (u32, u32, String, usize)>;
 
 fn see_model(model: &Model, node: usize, path: &str, seen: &mut Seen) {
     let Kind::Dir(names) = &model.0[node].kind else { panic!("a directory") };
@@ -283,19 +284,31 @@ fn see_ours(sb: &Sb, path: &str, seen: &mut Seen) {
     }
 }
 
+/// Inodes have other numbers here and there; all get the place of their first path instead.
+fn numbered(mut seen: Seen) -> Seen {
+    let mut first = BTreeMap::new();
+    for (n, entry) in seen.values_mut().enumerate() {
+        entry.3 = *first.entry(entry.3).or_insert(n);
+    }
+    seen
+}
+
+/// All that a mount has.
+pub fn all_ours(sb: &Sb) -> Seen {
+    let mut seen = Seen::new();
+    see_ours(sb, "", &mut seen);
+    numbered(seen)
+}
+
+/// All that the model has.
+pub fn all_theirs(model: &Model) -> Seen {
+    let mut seen = Seen::new();
+    see_model(model, 0, "", &mut seen);
+    numbered(seen)
+}
+
 fn compare(sb: &Sb, model: &Model, what: &str) {
-    let (mut ours, mut theirs) = (Seen::new(), Seen::new());
-    see_ours(sb, "", &mut ours);
-    see_model(model, 0, "", &mut theirs);
-    // Inodes have other numbers; give both the first path's place.
-    let number = |seen: &mut Seen| {
-        let mut first = BTreeMap::new();
-        for (n, entry) in seen.values_mut().enumerate() {
-            entry.3 = *first.entry(entry.3).or_insert(n);
-        }
-    };
-    number(&mut ours);
-    number(&mut theirs);
+    let (ours, theirs) = (all_ours(sb), all_theirs(model));
     assert_eq!(stat(sb, "/").expect("stat").nlink, model.0[0].nlink, "{what}: the root");
     for (path, entry) in &theirs {
         assert_eq!(ours.get(path), Some(entry), "{what}: {path}");
@@ -324,7 +337,7 @@ fn random_path(rng: &mut Rng) -> String {
 }
 
 /// One operation, on both; what it was, and what came of it.
-fn step(sb: &Sb, model: &mut Model, rng: &mut Rng) -> (String, Result, Result) {
+pub fn step(sb: &Sb, model: &mut Model, rng: &mut Rng) -> (String, Result, Result) {
     let (a, b) = (random_path(rng), random_path(rng));
     match rng.below(14) {
         0 | 1 => (format!("mkdir {a}"), mkdir(sb, &a), model.make(&a, Kind::Dir(BTreeMap::new()))),
