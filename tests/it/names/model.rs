@@ -25,7 +25,7 @@ struct Node {
 
 /// A file system; the root is node 0.
 #[derive(Clone)]
-pub struct Model(Vec<Node>);
+pub(super) struct Model(Vec<Node>);
 
 /// A path's last name, and the directory it is in.
 struct Place {
@@ -35,7 +35,7 @@ struct Place {
 }
 
 impl Model {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut model = Self(vec![Node { kind: Kind::Dir(BTreeMap::new()), nlink: 2, parent: 0 }]);
         model.add(0, "lost+found", Kind::Dir(BTreeMap::new()));
         model
@@ -250,7 +250,7 @@ impl Model {
 }
 
 /// What there is, by path: type, links, target; and which paths are one inode.
-pub type Seen = BTreeMap<String, (u32, u32, String, usize)>;
+pub(super) type Seen = BTreeMap<String, (u32, u32, String, usize)>;
 
 fn see_model(model: &Model, node: usize, path: &str, seen: &mut Seen) {
     let Kind::Dir(names) = &model.0[node].kind else { panic!("a directory") };
@@ -294,14 +294,14 @@ fn numbered(mut seen: Seen) -> Seen {
 }
 
 /// All that a mount has.
-pub fn all_ours(sb: &Sb) -> Seen {
+pub(super) fn all_ours(sb: &Sb) -> Seen {
     let mut seen = Seen::new();
     see_ours(sb, "", &mut seen);
     numbered(seen)
 }
 
 /// All that the model has.
-pub fn all_theirs(model: &Model) -> Seen {
+pub(super) fn all_theirs(model: &Model) -> Seen {
     let mut seen = Seen::new();
     see_model(model, 0, "", &mut seen);
     numbered(seen)
@@ -337,7 +337,7 @@ fn random_path(rng: &mut Rng) -> String {
 }
 
 /// One operation, on both; what it was, and what came of it.
-pub fn step(sb: &Sb, model: &mut Model, rng: &mut Rng) -> (String, Result, Result) {
+pub(super) fn step(sb: &Sb, model: &mut Model, rng: &mut Rng) -> (String, Result, Result) {
     let (a, b) = (random_path(rng), random_path(rng));
     match rng.below(14) {
         0 | 1 => (format!("mkdir {a}"), mkdir(sb, &a), model.make(&a, Kind::Dir(BTreeMap::new()))),
