@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `ext4_ext_remove_space`: unmapping and freeing.
 
+use core::sync::atomic::Ordering;
+
 use kernel_shim::error::Result;
 use kernel_shim::error::code::EIO;
 
@@ -41,7 +43,9 @@ pub(crate) fn free_credits(inode: &Inode, len: u32) -> u32 {
 pub fn ext4_ext_remove_space(handle: &mut Handle<'_>, inode: &Inode, start: Lblk, end: Lblk) -> Result {
     let sb = inode.i_sb().s_fs_info();
     // Each step begins with enough for itself: the extents of a batch, the nodes that change or go, and the inode.
-    let biggest = free_credits(inode, u32::from(EXT_INIT_MAX_LEN));
+    // No extent is longer than what the file has; a directory's would else ask for more than a small journal has.
+    let has = inode.i_private().i_blocks.load(Ordering::Acquire) >> (inode.i_blkbits() - 9);
+    let biggest = free_credits(inode, u32::try_from(has).unwrap_or(u32::MAX).clamp(1, u32::from(EXT_INIT_MAX_LEN)));
     let needed = ext4_chunk_trans_blocks(inode, 1) + BATCH_CREDITS + biggest + 3 * u32::from(EXT4_MAX_EXTENT_DEPTH);
     let needed = needed.max(ext4_blocks_for_truncate(inode));
     let mut before = end.0;
