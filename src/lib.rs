@@ -92,6 +92,10 @@
 //! | unaligned at or past `i_size` | taken for aligned | unaligned | G18 |
 //! | aio mutex and wait queue | 37 for all inodes of all mounts | one per inode | G20 |
 //! | extent status tree | red-black tree, rwlock | sorted array of bounded length, spin lock | no allocation that must succeed |
+//! | changing an extent tree | a function for each case, undone by hand | one splice from the leaf up, after all that can fail | G29 |
+//! | unwritten extents side by side | merged at any time | not while I/O into the file is under way | G16 |
+//! | ZERO_RANGE with no block for a split | ENOSPC | zeroed on the device, and written | the file reads the same |
+//! | truncate of indirect blocks | branches are cut off, then freed | each number goes in the transaction that frees its block | no block is lost |
 //! | times | reach the disk with the inode's next change | stay in memory until fsync, sync or unmount (`lazytime`) | no journal handle in the write path |
 //! | `errors=panic` | panics | read-only from then on | no image panics |
 //! | file system state while mounted | not clean without a journal | left as it is | nothing here changes metadata that depend on each other |
