@@ -67,6 +67,8 @@
 //! | page-io.c | [`page_io`] |
 //! | fsync.c | [`fsync`] |
 //! | extents.c, extents_status.c, indirect.c | [`extents`], [`extents_status`], [`indirect`] |
+//! | parts of inode.c and extents.c: truncate, setattr, fallocate, FIEMAP | [`truncate`], [`setattr`], [`fallocate`], [`fiemap`] |
+//! | xattr.c, ioctl.c | [`xattr`], [`ioctl`] |
 //! | super.c | [`sb`], its parts [`sb_geometry`] and [`sb_options`] |
 //! | balloc.c, block_validity.c, bitmap.c | [`balloc`], [`block_validity`], `bitmap` |
 //! | mballoc.c, ialloc.c | [`mballoc`], [`ialloc`] |
@@ -97,6 +99,8 @@
 //! | ZERO_RANGE with no block for a split | ENOSPC | zeroed on the device, and written | the file reads the same |
 //! | truncate of indirect blocks | branches are cut off, then freed | each number goes in the transaction that frees its block | no block is lost |
 //! | times | reach the disk with the inode's next change | stay in memory until fsync, sync or unmount (`lazytime`) | no journal handle in the write path |
+//! | SEEK_DATA, SEEK_HOLE | look for dirty pages over unwritten blocks | write them first | the map has all there is to know |
+//! | attribute blocks | shared by inodes with the same attributes | read and un-shared, not newly shared | no cache of blocks by hash |
 //! | `errors=panic` | panics | read-only from then on | no image panics |
 //! | file system state while mounted | not clean without a journal | left as it is | nothing here changes metadata that depend on each other |
 //!

@@ -237,6 +237,20 @@ fn change(inode: &Inode, name: &[u8], value: Option<&[u8]>, flags: XattrSet) -> 
 
 /// Under a handle of its own, with `i_mutex` held.
 fn set_in_own_handle(inode: &Inode, index: u8, name: &[u8], value: Option<&[u8]>, flags: XattrSet) -> Result {
+    let sb = inode.i_sb().s_fs_info();
+    let mut retries = 0;
+    loop {
+        match set_once(inode, index, name, value, flags) {
+            // There may be a block for it after a commit, if that is what was missing.
+            Err(ENOSPC)
+                if value.is_none_or(|value| value.len() < sb.s_blocksize as usize)
+                    && sb.ext4_should_retry_alloc(&mut retries) => {}
+            done => return done,
+        }
+    }
+}
+
+fn set_once(inode: &Inode, index: u8, name: &[u8], value: Option<&[u8]>, flags: XattrSet) -> Result {
     let mut handle = ext4_journal_start(inode.i_sb().s_fs_info(), XATTR_TRANS_BLOCKS)?;
     if inode.is_sync() {
         handle.sync();
@@ -246,7 +260,7 @@ fn set_in_own_handle(inode: &Inode, index: u8, name: &[u8], value: Option<&[u8]>
     done.and(stopped)
 }
 
-/// [`ext4_setxattr`] (or, without a value, removal) within the caller's handle, which has [`XATTR_TRANS_BLOCKS`] credits. `i_mutex`
+/// [`ext4_setxattr`] (or, without a value, removal) within the caller's handle, which has credits for 10 blocks. `i_mutex`
 /// is held, or nobody knows the inode yet. Takes `xattr_sem` for writing; writes the inode.
 pub fn ext4_xattr_set_handle(
     handle: &mut Handle<'_>,
