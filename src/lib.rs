@@ -72,7 +72,8 @@
 //! | super.c | [`sb`], its parts [`sb_geometry`] and [`sb_options`] |
 //! | balloc.c, block_validity.c, bitmap.c | [`balloc`], [`block_validity`], `bitmap` |
 //! | mballoc.c, ialloc.c | [`mballoc`], [`ialloc`] |
-//! | dir.c, namei.c, hash.c | [`dir`], [`namei`], its part `dx`, [`hash`] |
+//! | dir.c, namei.c, symlink.c, hash.c | [`dir`], [`namei`], its parts `dx` and `dirblock`, [`symlink`], [`hash`] |
+//! | the VFS's namei.c, open.c, stat.c | [`path`] |
 //! | ext4.h | [`ext4`], [`disk`], [`corrupt`], [`checksum`] |
 //! | nothing | [`dio_lock`]: what C does with statements, as a type |
 //!
