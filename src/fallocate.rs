@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `fallocate` in all its modes: what C has in extents.c and, for punching holes, in inode.c.
 //!
-//! Every mode begins alike: `i_mutex`, direct I/O stopped ([`stop_direct_io`]: G2, G21, G36), set-user-ID off, times. Those that take
+//! Every mode begins alike: `i_mutex`, direct I/O stopped (`stop_direct_io`: G2, G21, G36), set-user-ID off, times. Those that take
 //! blocks away or move them go on with `invalidate_lock`, so that no reader fills pages meanwhile, and drop the pages of
 //! the range. Then the map is changed, under one handle or several.
 
