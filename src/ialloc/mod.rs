@@ -2,7 +2,7 @@
 //! `ialloc.c`: giving out inodes and taking them back.
 //!
 //! An inode's bit and its group's descriptor change under the [group's lock](crate::mballoc), as those of blocks do. Which group a
-//! new inode goes to is in [`orlov`].
+//! new inode goes to is in `orlov`.
 
 mod orlov;
 

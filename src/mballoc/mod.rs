@@ -14,7 +14,7 @@
 //!
 //! # Locks
 //!
-//! handle → `i_data_sem` → group lock ([`group`]) → a buffer's lock. Of group locks a task has one at a time, and
+//! handle → `i_data_sem` → group lock (`group`) → a buffer's lock. Of group locks a task has one at a time, and
 //! write access to buffers is asked for before, because that may wait for the journal.
 
 mod buddy;
