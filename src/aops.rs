@@ -27,7 +27,7 @@ use kernel_shim::mm::filemap::{
     BlockRun, PAGE_SIZE, Writeback, WritebackMode, fill_page, generic_write_checks, generic_write_sync, reclaim,
 };
 
-use crate::ext4::{GetBlocks, Lblk, MapBlocks, MapFlags};
+use crate::ext4::{GetBlocks, InodeFlags, Lblk, MapBlocks, MapFlags};
 use crate::ext4_jbd2::{Handle, ext4_journal_start};
 use crate::extents::ext4_chunk_trans_blocks;
 use crate::iget::ext4_mark_inode_dirty_tree;
@@ -61,12 +61,25 @@ pub fn ext4_read_block(inode: &Inode, lblk: u64, len: u32) -> Result<BlockRun> {
     Ok(BlockRun { pblk, len: map.m_len })
 }
 
+/// Whether data of this file goes through the cache in any case: `data=journal`, for the mount or the file.
+///
+/// PORT: C writes such data to the journal, and then to its place. Here it goes to its place, before the metadata that shows it.
+#[inline]
+pub fn ext4_should_journal_data(inode: &Inode) -> bool {
+    inode.i_private().i_flags().contains(InodeFlags::JOURNAL_DATA) || inode.i_sb().s_fs_info().journal_data()
+}
+
 // ---- writing into the cache
 
 /// Buffered writes: `f_op->write` without `O_DIRECT`. Bytes written; what came before an error is told instead of it.
 ///
-/// Takes and returns `i_mutex`; sleeps. ENOSPC, EFBIG, EFAULT, EIO, ENOMEM.
+/// Takes and returns `i_mutex`; sleeps, and so EAGAIN for a kiocb that must not. ENOSPC, EFBIG, EFAULT, EIO, ENOMEM.
+///
+/// PORT: C answers EOPNOTSUPP to `NOWAIT`.
 pub fn ext4_buffered_write_iter(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<usize> {
+    if iocb.is_nowait() {
+        return Err(EAGAIN);
+    }
     let inode: &Inode = iocb.ki_filp.f_inode();
     let i_mutex = inode.lock();
     // Before the checks: what is in flight may move the end of the file, where O_APPEND goes to.

@@ -27,7 +27,8 @@ const EVICT_CREDITS: u32 = 8 + ORPHAN_CREDITS;
 /// What cannot be freed, because of an error or because nothing may be written, stays on the list of orphans on the disk, and the
 /// next mount frees it.
 pub(crate) fn ext4_evict_inode(inode: &Arc<Inode>) {
-    inode.i_mapping().invalidate_pages(0, i64::MAX);
+    // Dirty ones, too: nobody will read them.
+    inode.i_mapping().truncate_pagecache(0);
     ext4_discard_preallocations(inode);
     let sbi = inode.i_sb().s_fs_info();
     let freed = match sbi.ext4_journal_check_start() {

@@ -13,7 +13,7 @@ use kernel_shim::mm::filemap::{
 use kernel_shim::sync::MutexGuard;
 use kernel_shim::testing::{Fix, reverted, trace};
 
-use crate::aops::ext4_buffered_write_iter;
+use crate::aops::{ext4_buffered_write_iter, ext4_should_journal_data};
 use crate::ext4::{DioMode, GetBlocks, Lblk, MapBlocks, MapFlags};
 use crate::inode::{ext4_map_blocks, ext4_map_blocks_nowait, ext4_should_dioread_nolock};
 use crate::{Inode, Kiocb, Locked, Private};
@@ -89,7 +89,7 @@ pub fn ext4_file_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<u
     }
     // Asked once for the whole I/O: fcntl() may change the file's flags between here and the generic code, and C's
     // direct_IO then met a kiocb without a verdict (G7).
-    if !iocb.ki_flags.contains(IocbFlags::DIRECT) {
+    if !iocb.ki_flags.contains(IocbFlags::DIRECT) || ext4_should_journal_data(iocb.ki_filp.f_inode()) {
         return ext4_buffered_write_iter(iocb, iter);
     }
     let pos = iocb.ki_pos;

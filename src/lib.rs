@@ -64,6 +64,7 @@
 //! |---|---|
 //! | file.c | [`mod@file`] |
 //! | inode.c | [`inode`]; reading and writing inodes in [`iget`]; tables of operations, `iget`, mount in `ops` |
+//! | inode.c: `address_space`, buffered writes, writing back | [`aops`] |
 //! | page-io.c | [`page_io`] |
 //! | fsync.c | [`fsync`] |
 //! | extents.c, extents_status.c, indirect.c | [`extents`], [`extents_status`], [`indirect`] |
@@ -92,6 +93,8 @@
 //! | bad address half-way | rest of the blocks from the zero page | what was before it is written, the rest keeps its data | G9 |
 //! | `O_DSYNC` when queued | synced at submission | synced at completion | G13 |
 //! | cached pages | dropped after submission | dropped at completion | G11 |
+//! | buffered writes | delayed allocation | unwritten blocks at once, converted when the data is there | ENOSPC is known when `write()` returns, and nothing is reserved |
+//! | `data=journal` | data goes to the journal first | data is ordered, and goes through the page cache | direct I/O is what this is about |
 //! | unaligned at or past `i_size` | taken for aligned | unaligned | G18 |
 //! | aio mutex and wait queue | 37 for all inodes of all mounts | one per inode | G20 |
 //! | extent status tree | red-black tree, rwlock | sorted array of bounded length, spin lock | no allocation that must succeed |

@@ -59,6 +59,8 @@ pub struct Ext4SbInfo {
     s_options: SpinLock<MountOptions>,
     /// [`MountOptions::dio`], for those in a hurry.
     s_dio_mode: AtomicU8,
+    /// `data=journal`, which a remount does not change.
+    s_journal_data: bool,
     /// What the direct-I/O engine keeps of a mount.
     pub dio: DioInfo,
     /// What the allocator keeps of a mount.
@@ -159,6 +161,7 @@ fn read_super(bdev: &Bdev, options: MountOptions) -> Ext4Result<Ext4SbInfo> {
         buffers,
         s_options: SpinLock::new(options),
         s_dio_mode: AtomicU8::new(options.dio as u8),
+        s_journal_data: options.data == Some(crate::sb_options::DataMode::Journal),
         dio: DioInfo::new()?,
         mb,
         s_journal: None,
@@ -387,6 +390,12 @@ impl Ext4SbInfo {
     pub(crate) fn set_options(&self, options: MountOptions) {
         *self.s_options.lock() = options;
         self.s_dio_mode.store(options.dio as u8, Ordering::Relaxed);
+    }
+
+    /// `data=journal`: nothing is written past the page cache.
+    #[inline]
+    pub fn journal_data(&self) -> bool {
+        self.s_journal_data
     }
 
     /// Which of the three lock modes direct overwrites run in.

@@ -202,7 +202,8 @@ fn ahead(mapping: &AddressSpace, index: u64, wanted: usize, i_size: i64) -> usiz
     (if sequential { READAHEAD - 1 } else { wanted.min(READAHEAD - 1) }).min(room)
 }
 
-/// Buffered read: fills the cache as it goes. Returns bytes read, 0 at the end of the file.
+/// Buffered read: fills the cache as it goes. Returns bytes read, 0 at the end of the file; EAGAIN for a kiocb that must not sleep, where the
+/// cache does not have it.
 #[doc(alias = "filemap_read")]
 pub fn generic_file_buffered_read<F: FileSystem>(iocb: &mut Kiocb<'_, F>, iter: &mut IovIter<'_>) -> Result<usize> {
     let inode = iocb.ki_filp.f_inode();
@@ -224,6 +225,7 @@ pub fn generic_file_buffered_read<F: FileSystem>(iocb: &mut Kiocb<'_, F>, iter: 
         let n = (PAGE_SIZE - off).min(iter.count()).min(usize::try_from(left).unwrap_or(usize::MAX));
         let page = match mapping.find(index) {
             Some(page) if page.uptodate() => page,
+            _ if iocb.is_nowait() => break Err(EAGAIN),
             _ => {
                 let wanted = (off + iter.count() - 1) / PAGE_SIZE;
                 match get_page(inode, index, ahead(mapping, index, wanted, i_size)) {
