@@ -281,7 +281,8 @@ mod tests {
             let mut free = [true; BLOCKS as usize];
             for _ in 0..200 {
                 let start = rng.below(BLOCKS);
-                let len = (1 + rng.below(1 << rng.below(9))).min(BLOCKS - start);
+                let most = 1 << rng.below(9);
+                let len = (1 + rng.below(most)).min(BLOCKS - start);
                 let range = start as usize..(start + len) as usize;
                 if buddy.is_free(start, len) {
                     assert!(free[range.clone()].iter().all(|free| *free), "seed {seed}");
