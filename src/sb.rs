@@ -43,7 +43,7 @@ use crate::writeback::Flusher;
 pub use crate::sb_geometry::Geometry;
 
 /// Whether journals are used. Until they are, a file system that has one is mounted as if it had none.
-const JOURNALS: bool = false;
+const JOURNALS: bool = true;
 
 /// Bytes of metadata blocks that the buffer cache keeps when nobody uses them.
 const BUFFER_CACHE_BYTES: usize = 16 << 20;

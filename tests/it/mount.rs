@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use ext4_dio::corrupt::{Corrupt, Ext4Error};
 use ext4_dio::ext4::{Incompat, RoCompat};
-use ext4_dio::iget::{Iget, ext4_read_inode};
+use ext4_dio::path::path_unlink;
 use ext4_dio::{
     GoingDown, ext4_force_shutdown, ext4_freeze, ext4_iget, ext4_open, ext4_remount, ext4_sb_stats, ext4_statfs,
     ext4_sync_fs, ext4_umount, ext4_unfreeze,
 };
 use ext4_dio_tests::dio::*;
-use ext4_dio_tests::images::{Image, Mkfs, Source, peek, poke};
-use kernel_shim::block::Bdev;
-use kernel_shim::block::ramdisk::OpMask;
+use ext4_dio_tests::images::{Image, Mkfs, Source, peek, poke, ram_disk};
+use ext4_dio_tests::linux::{self, Linux};
+use ext4_dio_tests::reader::Reader;
+use kernel_shim::block::ramdisk::{OpMask, RamDiskOptions};
+use kernel_shim::block::{Bdev, QueueLimits};
 use kernel_shim::error::code::*;
 use kernel_shim::fs::{OpenFlags, SbFlags};
 use kernel_shim::testing::on_trace;
@@ -54,7 +56,8 @@ fn the_super_block_says_whether_it_is_mounted_for_writing() {
             let orphan_file = features == DEFAULTS_1_47;
             let clean = (1, false, false);
             let m = Mount::with(&image(&spec), "", auto());
-            let journal = m.sb.s_fs_info().s_journal().is_some();
+            let journal = !features.contains("^has_journal");
+            assert_eq!(m.sb.s_fs_info().s_journal().is_some(), journal);
             let mounted = (u32::from(journal), journal, orphan_file);
             assert_eq!(state(&super_block(&m)), mounted, "{features}, {block_size}: mounted");
             ext4_remount(&m.sb, "ro").expect("nobody writes");
@@ -333,24 +336,63 @@ fn after_a_shutdown_everything_is_eio() {
 
 // ---- orphans
 
-/// An inode that the list of orphans leads to, made by `debugfs`.
-fn with_orphan(spec: &Mkfs, request: &[&str]) -> Vec<u8> {
+/// `/victim` of 100 000 bytes, `/cut` of as many, and `/keep`.
+fn files(spec: &Mkfs) -> Image {
     let source = Source::new();
-    source.file("keep", b"keep\n").file("victim", &vec![0x5a; 100_000]);
-    let image = Image::make(spec, Some(source.path()));
-    image.debugfs_script(&request.iter().map(|line| (*line).to_string()).collect::<Vec<_>>());
-    image.bytes()
+    source.file("keep", b"keep\n").file("victim", &vec![0x5a; 100_000]).file("cut", &vec![0xa5; 100_000]);
+    Image::make(spec, Some(source.path()))
 }
 
 fn ino_of(bytes: &[u8], path: &str) -> u32 {
-    let bdev = ext4_dio_tests::images::ram_disk(bytes);
-    let reader = ext4_dio_tests::reader::Reader::new(&bdev).expect("sound");
+    let reader = Reader::new(&ram_disk(bytes)).expect("sound");
     reader.lookup(path).expect("there").disk.i_ino.0
+}
+
+/// Free blocks and inodes, as the super block of an image has them.
+fn free(raw: &[u8]) -> (u32, u32) {
+    (word(raw, 1024 + 0xc), word(raw, 1024 + 0x10))
+}
+
+/// An image whose list of orphans leads to `/victim`, which has no name any more, and from there to `/cut`, which was to be cut
+/// to 5000 bytes; and what is free when both are done.
+fn with_orphans(spec: &Mkfs) -> (Vec<u8>, (u32, u32)) {
+    let image = files(spec);
+    let (victim, cut) = (ino_of(&image.bytes(), "/victim"), ino_of(&image.bytes(), "/cut"));
+    image.debugfs_script(&[
+        "unlink victim".to_string(),
+        format!("set_inode_field <{victim}> links_count 0"),
+        format!("set_inode_field <{victim}> dtime @{cut}"),
+        format!("set_inode_field <{cut}> size 5000"),
+        format!("set_super_value last_orphan {victim}"),
+    ]);
+    let left = image.bytes();
+    let text = image.e2fsck_repairs();
+    assert!(text.contains("orphan"), "{text}");
+    (left, free(&image.bytes()))
+}
+
+#[test]
+fn a_list_of_orphans_made_by_debugfs_is_worked_off() {
+    for block_size in [1024, 2048, 4096] {
+        for (features, fs_type) in [("", "ext4"), (DEFAULTS_1_47, "ext4"), ("^has_journal", "ext4"), ("", "ext3")] {
+            let (bytes, expected) = with_orphans(&Mkfs { block_size, fs_type, ..spec(features) });
+            for options in ["", "ro"] {
+                let m = Mount::with(&bytes, options, auto());
+                let left = m.finish();
+                assert_eq!(free(&left), expected, "{fs_type} {features} {block_size} {options}");
+                assert_eq!(word(&left, 1024 + 0xe8), 0, "s_last_orphan");
+            }
+            // Who asked for nothing to be written gets that.
+            let m = Mount::with(&bytes, "ro,noload", auto());
+            ext4_umount(&m.sb).expect("unmounting");
+            assert!(m.disk.image() == bytes);
+        }
+    }
 }
 
 #[test]
 fn orphans_that_cannot_be_are_left_to_e2fsck() {
-    let bytes = with_orphan(&spec("^has_journal"), &[]);
+    let bytes = files(&spec("^has_journal")).bytes();
     for last in [5u32, 900, u32::MAX] {
         let m = Mount::with(&bytes, "", auto());
         ext4_umount(&m.sb).expect("unmounting");
@@ -367,7 +409,141 @@ fn orphans_that_cannot_be_are_left_to_e2fsck() {
     }
 }
 
+/// Files that were deleted while open: after a crash whoever comes next frees them, us, `e2fsck` or Linux.
 #[test]
-fn an_orphan_with_links_is_truncated_and_one_without_deleted() {
-    let _ = (ext4_read_inode, Iget::Orphan, ino_of);
+fn open_files_without_names_are_freed_after_a_crash() {
+    for block_size in [1024, 4096] {
+        for (features, fs_type) in [("", "ext4"), (DEFAULTS_1_47, "ext4"), ("", "ext3")] {
+            let m = Mount::with(&files(&Mkfs { block_size, fs_type, ..spec(features) }).bytes(), "", auto());
+            let open: Vec<_> = ["/victim", "/cut"].map(|path| m.open(path)).into();
+            let before = ext4_statfs(&m.sb).expect("readable");
+            for path in ["/victim", "/cut"] {
+                path_unlink(&m.sb, path.as_bytes()).expect("there");
+            }
+            assert_eq!(ext4_statfs(&m.sb).expect("readable").f_ffree, before.f_ffree, "they are in use");
+            assert_eq!(read(&open[0], 0, 4096).expect("still open")[0], 0x5a);
+            assert_eq!(ext4_remount(&m.sb, "ro"), Err(EBUSY), "somebody would have to delete them");
+            ext4_sync_fs(&m.sb).expect("the device works");
+            let crash = m.disk.durable_image();
+            drop(open);
+            let after = ext4_statfs(&m.sb).expect("readable");
+            assert_eq!(after.f_ffree, before.f_ffree + 2);
+            assert!(after.f_bfree >= before.f_bfree + 2 * 100_000 / u64::from(block_size));
+            let expected = free(&m.finish());
+
+            for options in ["", "ro"] {
+                let cleaned = Mount::with(&crash, options, auto()).finish();
+                assert_eq!(free(&cleaned), expected, "{fs_type} {features} {block_size} {options}");
+                assert_eq!(word(&cleaned, 1024 + 0xe8), 0, "s_last_orphan");
+            }
+            let image = Image::from_bytes(&crash);
+            image.e2fsck_repairs();
+            assert_eq!(free(&image.bytes()), expected, "{fs_type} {features} {block_size} e2fsck");
+            if linux::available() {
+                let image = Image::from_bytes(&crash);
+                Linux::mount(&image.path(), "").expect("Linux mounts it").unmount().expect("the device works");
+                image.assert_clean();
+                assert_eq!(free(&image.bytes()), expected, "{fs_type} {features} {block_size} Linux");
+            }
+        }
+    }
+}
+
+/// More files without names than the orphan file has room for: the rest are on the list.
+#[test]
+fn an_orphan_file_that_is_full() {
+    let source = Source::new();
+    let nr = 1100;
+    for n in 0..nr {
+        source.file(&format!("d/{n}"), b"x");
+    }
+    // One block of it has room for 254 numbers.
+    let spec = Mkfs { block_size: 1024, inodes: 2048, extended: "orphan_file_size=2048", ..spec(DEFAULTS_1_47) };
+    let m = Mount::with(&Image::make(&spec, Some(source.path())).bytes(), "", auto());
+    let mut open = Vec::new();
+    for n in 0..nr {
+        let path = format!("/d/{n}");
+        open.push(m.open(&path));
+        path_unlink(&m.sb, path.as_bytes()).expect("there");
+    }
+    ext4_sync_fs(&m.sb).expect("the device works");
+    let crash = m.disk.durable_image();
+    // In an order that takes them out of the middle of the list.
+    while !open.is_empty() {
+        open.swap_remove(open.len() / 3);
+    }
+    let expected = free(&m.finish());
+    assert_eq!(free(&Mount::with(&crash, "", auto()).finish()), expected);
+    let image = Image::from_bytes(&crash);
+    image.e2fsck_repairs();
+    assert_eq!(free(&image.bytes()), expected);
+}
+
+/// What Linux left when its power was cut: a log to replay, and files without names.
+#[test]
+fn what_linux_left_is_recovered() {
+    if !linux::available() {
+        return;
+    }
+    for (features, fs_type) in [("", "ext4"), (DEFAULTS_1_47, "ext4"), ("", "ext3")] {
+        let image = files(&Mkfs { fs_type, ..spec(features) });
+        let mut linux = Linux::mount(&image.path(), "").expect("Linux mounts it");
+        let victim = std::fs::File::open(linux.root().join("victim")).expect("there");
+        std::fs::remove_file(linux.root().join("victim")).expect("there");
+        std::fs::create_dir(linux.root().join("new")).expect("room");
+        for n in 0..50 {
+            std::fs::write(linux.root().join(format!("new/{n}")), vec![n; 3000]).expect("room");
+        }
+        std::fs::File::open(linux.root().join("new")).and_then(|dir| dir.sync_all()).expect("the device works");
+        for n in 0..50 {
+            let file = std::fs::File::open(linux.root().join(format!("new/{n}"))).expect("there");
+            file.sync_all().expect("the device works");
+        }
+        linux.shutdown().expect("root may");
+        drop(victim);
+        let _ = linux.unmount();
+        let dirty = image.bytes();
+        assert!(state(&dirty[1024..]).1, "{features}: RECOVER");
+        // Not replayed if the device cannot be written, and then not mounted.
+        let read_only = RamDiskOptions {
+            limits: QueueLimits { read_only: true, ..RamDiskOptions::default().limits },
+            ..RamDiskOptions::default()
+        };
+        assert_eq!(Mount::try_with(&dirty, "ro", read_only).map(drop), Err(EROFS));
+        for options in ["", "ro"] {
+            let m = Mount::with(&dirty, options, auto());
+            for n in 0..50u8 {
+                let file = ext4_open(&m.sb, &format!("/new/{n}"), OpenFlags::empty()).expect("it was synced");
+                assert_eq!(read(&file, 0, 4096).as_deref(), Ok(&vec![n; 3000][..]), "{features} {options}: {n}");
+            }
+            assert_eq!(ext4_open(&m.sb, "/victim", OpenFlags::empty()).map(drop), Err(ENOENT));
+            let clean = m.finish();
+            assert_eq!(state(&clean[1024..]), (1, false, false), "{features} {options}");
+            let image = Image::from_bytes(&clean);
+            let mut linux = Linux::mount(&image.path(), "").expect("Linux mounts it");
+            assert_eq!(std::fs::read(linux.root().join("new/7")).expect("there"), vec![7; 3000]);
+            linux.unmount().expect("the device works");
+        }
+    }
+}
+
+/// An error of the device in the middle of a commit: the journal is aborted, and nothing is said to be clean.
+#[test]
+fn an_aborted_journal_makes_the_mount_read_only() {
+    let m = Mount::with(&files(&spec("")).bytes(), "", auto());
+    path_unlink(&m.sb, b"/victim").expect("there");
+    m.faults.fail_nth(1, OpMask::WRITE);
+    assert!(ext4_sync_fs(&m.sb).is_err());
+    m.faults.repair();
+    assert_eq!(path_unlink(&m.sb, b"/cut"), Err(EROFS));
+    assert_eq!(ext4_open(&m.sb, "/keep", OpenFlags::O_RDWR).map(drop), Err(EROFS));
+    let file = ext4_open(&m.sb, "/keep", OpenFlags::empty()).expect("readable");
+    assert_eq!(read(&file, 0, 4096).as_deref(), Ok(&b"keep\n"[..]));
+    assert_eq!(ext4_remount(&m.sb, "ro").and(ext4_remount(&m.sb, "rw")), Err(EROFS));
+    drop(file);
+    assert!(ext4_umount(&m.sb).is_err());
+    let left = m.disk.image();
+    assert!(state(&left[1024..]).1, "RECOVER stays");
+    assert_eq!(state(&left[1024..]).0 & 2, 2, "and the error is known");
+    Image::from_bytes(&left).e2fsck_repairs();
 }
