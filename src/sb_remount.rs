@@ -55,6 +55,9 @@ pub fn ext4_remount(sb: &Arc<SuperBlock>, options: &str) -> Result {
         _ => {}
     }
     sbi.set_options(new);
+    if let Some(journal) = sbi.s_journal() {
+        journal.set_options(&sbi.journal_options());
+    }
     for flag in [SbFlags::NOATIME, SbFlags::STRICTATIME, SbFlags::LAZYTIME] {
         sb.set_flag(flag, sb_flags(&new, new.rdonly).contains(flag));
     }

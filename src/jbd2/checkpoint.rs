@@ -75,7 +75,7 @@ impl Journal {
             tail
         };
         // What was written home may be in the device's cache.
-        if self.options.barrier
+        if self.barrier()
             && let Err(error) = blkdev_issue_flush(&self.bdev)
         {
             self.abort(error);

@@ -233,11 +233,11 @@ impl Journal {
             let now = ktime_get_real().to_timespec64();
             let sec = u64::try_from(now.tv_sec).unwrap_or(0);
             commit.format.put_commit(block, commit.trans.tid, sec, now.tv_nsec).ok_or(EIO)?;
-            let opf = if self.options.barrier { ReqOpf::PREFLUSH | ReqOpf::FUA } else { ReqOpf::empty() };
+            let opf = if self.barrier() { ReqOpf::PREFLUSH | ReqOpf::FUA } else { ReqOpf::empty() };
             bdev_write_pieces(&self.bdev, LOG_WRITE | opf, self.log_pieces(commit.at, block))?;
         }
         if let Some(tail) = tail
-            && self.options.barrier
+            && self.barrier()
             && let Some(_checkpoint) = self.j_checkpoint_mutex.try_lock()
             // Nobody has moved it meanwhile, further maybe.
             && self.state.lock().tail == old

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `fs/jbd2/journal.c`: the journal itself, its super block, and the thread that commits.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kernel_shim::alloc::{Arc, GFP_KERNEL, KVec};
 use kernel_shim::block::{Bdev, ReqOpf, SECTOR_SHIFT, bdev_rw, bdev_write_pieces};
@@ -85,6 +85,9 @@ pub(super) struct State {
 pub struct Journal {
     pub(super) bdev: Bdev,
     pub(super) options: JournalOptions,
+    /// [`JournalOptions::barrier`] and [`JournalOptions::commit_interval_ms`] as they are now.
+    barrier: AtomicBool,
+    commit_interval_ms: AtomicU64,
     extents: KVec<LogExtent>,
     pub(super) blocksize: usize,
     /// First block of the log proper, and the one after its last.
@@ -163,6 +166,8 @@ impl Journal {
         let spare = IoBuf::new((1 + GROUP_TAGS.min(blocksize as usize / 8)) * blocksize as usize, GFP_KERNEL)?;
         let journal = Journal {
             bdev: bdev.clone(),
+            barrier: AtomicBool::new(options.barrier),
+            commit_interval_ms: AtomicU64::new(options.commit_interval_ms),
             options,
             extents: map,
             blocksize: blocksize as usize,
@@ -189,6 +194,17 @@ impl Journal {
         Ok(Arc::new(journal, GFP_KERNEL)?)
     }
 
+    /// Whether the device's cache is flushed where order matters.
+    pub(super) fn barrier(&self) -> bool {
+        self.barrier.load(Ordering::Relaxed)
+    }
+
+    /// A remount: the barrier and the commit interval, from the next transaction on.
+    pub fn set_options(&self, options: &JournalOptions) {
+        self.barrier.store(options.barrier, Ordering::Relaxed);
+        self.commit_interval_ms.store(options.commit_interval_ms, Ordering::Relaxed);
+    }
+
     // ---- the super block
 
     /// A field of the super block as it is in memory.
@@ -208,7 +224,7 @@ impl Journal {
             JournalSbView::at_mut(buf.bytes_mut(), 0).ok_or(EIO)?.set_s_checksum(Be(csum));
         }
         let mut flags = flags | ReqOpf::META | ReqOpf::SYNC;
-        if !self.options.barrier {
+        if !self.barrier() {
             flags.remove(ReqOpf::FUA);
         }
         let sector = self.bmap(0)? * self.sectors_per_block();
@@ -439,7 +455,7 @@ impl Journal {
     /// their own.
     #[doc(alias = "jbd2_trans_will_send_data_barrier")]
     pub fn trans_will_send_data_barrier(&self, tid: Tid) -> bool {
-        if !self.options.barrier {
+        if !self.barrier() {
             return false;
         }
         let state = self.state.lock();
@@ -529,7 +545,7 @@ impl Journal {
     /// How long the thread may sleep if nobody asks for it: until the running transaction is old.
     fn next_timeout(&self) -> Option<u64> {
         let now = sched::now_ns();
-        let interval = self.options.commit_interval_ms.max(1).saturating_mul(1_000_000);
+        let interval = self.commit_interval_ms.load(Ordering::Relaxed).max(1).saturating_mul(1_000_000);
         let mut state = self.state.lock();
         let aborted = state.aborted.is_some();
         let running = state.running.as_mut().filter(|_| !aborted)?;

@@ -523,7 +523,7 @@ fn updated_inodes_are_what_e2fsck_and_debugfs_expect() {
 #[test]
 fn a_mount_is_told_of_in_the_super_block() {
     for features in ["", "^metadata_csum", "^has_journal"] {
-        let journal = false;
+        let journal = features != "^has_journal";
         let spec = Mkfs { features, ..Mkfs::default() };
         let image = Image::make(&spec, None);
         let bdev = image.bdev();
