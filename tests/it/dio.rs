@@ -2,18 +2,14 @@
 //! Direct writes of every kind: into holes and unwritten blocks, past the end, appending, unaligned, asynchronous, without sleeping,
 //! polled, on disks that are full or fail.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use ext4_dio::ext4::{GetBlocks, Lblk, MapBlocks};
-use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
 use ext4_dio::file::{ext4_file_read, ext4_file_write};
-use ext4_dio::inode::ext4_map_blocks;
-use ext4_dio::{File, Kiocb, ext4_umount};
+use ext4_dio::{File, Kiocb};
 use ext4_dio_tests::dio::*;
 use ext4_dio_tests::images::{Image, Mkfs, stamped_blocks};
 use kernel_shim::alloc::Arc;
-use kernel_shim::block::ramdisk::{OpMask, RamDisk, RamDiskOptions};
+use kernel_shim::block::ramdisk::{Event, OpMask, RamDiskOptions};
 use kernel_shim::block::{QueueLimits, ReqOp, ReqOpf};
 use kernel_shim::error::{Error, Result, code::*};
 use kernel_shim::fs::{IoVec, IovIter, OpenFlags, RwfFlags};
@@ -201,54 +197,33 @@ fn appends_do_not_overlap() {
 /// zeros, and the size does not move back.
 #[test]
 fn the_end_only_moves_outwards() {
-    let m = Mount::with(&poisoned(4096, "", 16 << 10), IN_FLIGHT, manual());
-    let stop = &AtomicBool::new(false);
-    let held = &Mutex::new(Vec::<u64>::new());
-    // Ends everything but what is held back: the way of metadata.
-    let pump = |disk: &RamDisk| {
-        while !stop.load(Ordering::Relaxed) {
-            for event in disk.pending() {
-                if event.opf.contains(ReqOpf::META) || !held.lock().unwrap().contains(&event.sector) {
-                    disk.complete(event.id);
-                }
-            }
-            std::thread::yield_now();
-        }
-    };
-    std::thread::scope(|s| {
-        let disk = m.disk.clone();
-        s.spawn(move || pump(&disk));
-        let file = m.open("/data");
-        // Where the two will be: allocated, and read as zeros.
-        let place = ext4_fallocate(file.f_inode(), FallocFlags::KEEP_SIZE, 4 << 12, 8192).map(|()| {
-            let mut map = MapBlocks::new(Lblk(4), 2);
-            let n = ext4_map_blocks(file.f_inode(), &mut map, GetBlocks::empty()).expect("a look-up");
-            assert_eq!(n, 2, "in one piece");
-            map.m_pblk.0 << 3
-        });
-        let first = place.expect("fallocate");
-        *held.lock().unwrap() = vec![first, first + 8];
-        let told = Listener::new();
-        for n in 0..2 {
-            let ret = write_async(&file, (4 + n) << 12, leaked(4096, 7 + n as u8), &told, n as usize);
-            assert_eq!(ret, Err(EIOCBQUEUED));
-        }
-        assert_eq!(file.f_inode().i_size(), 4 << 12);
-        held.lock().unwrap().pop();
-        assert_eq!(told.wait(1), [(1, Ok(4096))]);
-        assert_eq!(file.f_inode().i_size(), 6 << 12);
-        let second = read(&file, 5 << 12, 4096).expect("reading");
-        assert!(second.iter().all(|byte| *byte == 8));
-        let before = read(&file, 4 << 12, 4096).expect("reading");
-        assert!(before.iter().all(|byte| *byte == 0), "what is not written yet reads as something");
-        held.lock().unwrap().clear();
-        assert_eq!(told.wait(2)[1], (0, Ok(4096)));
-        assert_eq!(file.f_inode().i_size(), 6 << 12);
-        drop(file);
-        ext4_umount(&m.sb).expect("unmounting");
-        stop.store(true, Ordering::Relaxed);
-    });
-    Image::from_bytes(&m.disk.image()).assert_clean();
+    let m = Mount::with(&poisoned(4096, "", 16 << 10), IN_FLIGHT, auto());
+    let file = m.open("/data");
+    m.disk.hold(OpMask::WRITE | OpMask::NOT_META);
+    let release = LetGo(|| m.disk.release());
+    let told = Listener::new();
+    for n in 0..2 {
+        let ret = write_async(&file, (4 + n) << 12, leaked(4096, 7 + n as u8), &told, n as usize);
+        assert_eq!(ret, Err(EIOCBQUEUED));
+    }
+    assert_eq!(file.f_inode().i_size(), 4 << 12);
+    let data = |event: &&Event| event.opf.op() == ReqOp::Write && !event.opf.contains(ReqOpf::META);
+    let pending = m.disk.pending();
+    let writes: Vec<u64> = pending.iter().filter(data).map(|event| event.id).collect();
+    assert_eq!(writes.len(), 2, "both are in the device");
+    assert!(m.disk.complete(writes[1]));
+    assert_eq!(told.wait(1), [(1, Ok(4096))]);
+    assert_eq!(file.f_inode().i_size(), 6 << 12);
+    assert_eq!(read(&file, 5 << 12, 4096), Ok(vec![8; 4096]));
+    assert_eq!(read(&file, 4 << 12, 4096), Ok(vec![0; 4096]), "what is not written yet reads as something");
+    m.disk.release();
+    assert_eq!(told.wait(2)[1], (0, Ok(4096)));
+    assert_eq!(file.f_inode().i_size(), 6 << 12);
+    assert_eq!(read(&file, 4 << 12, 4096), Ok(vec![7; 4096]));
+    m.assert_idle(&file);
+    drop((file, told));
+    drop(release);
+    m.finish();
 }
 
 /// A full disk: what is reported written is there, nothing else shows, and the next write says ENOSPC.

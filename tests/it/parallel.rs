@@ -102,8 +102,9 @@ fn writes_that_change_the_map() {
             let file = m.open(path);
             m.disk.hold(OpMask::WRITE | OpMask::NOT_META);
             std::thread::scope(|s| {
+                let _release = LetGo(|| m.disk.release());
                 let writer = s.spawn(|| write(&file, pos, Pages::new(4096, 1).bytes()));
-                m.disk.wait_in_flight(1);
+                m.wait_for_data();
                 assert_eq!(file.f_inode().try_lock().is_some(), mode == IN_FLIGHT, "{mode} {path}");
                 assert!(file.f_inode().i_dio_count() > 0, "{mode} {path}: not counted");
                 m.disk.release();

@@ -8,8 +8,8 @@ use ext4_dio::file::{ext4_file_read, ext4_file_write};
 use ext4_dio::{File, Inode, Kiocb, SuperBlock, ext4_mount, ext4_open, ext4_umount};
 use kernel_shim::alloc::{Arc as KArc, GFP_KERNEL};
 use kernel_shim::block::fault::FaultDisk;
-use kernel_shim::block::ramdisk::{Mode, RamDisk, RamDiskOptions};
-use kernel_shim::block::{Bdev, QueueLimits};
+use kernel_shim::block::ramdisk::{RamDisk, RamDiskOptions};
+use kernel_shim::block::{Bdev, QueueLimits, ReqOp, ReqOpf};
 use kernel_shim::error::Result;
 use kernel_shim::fs::kiocb::AioComplete;
 use kernel_shim::fs::{IoVec, IovIter, OpenFlags};
@@ -70,11 +70,6 @@ pub fn auto() -> RamDiskOptions {
     RamDiskOptions::default()
 }
 
-/// A disk whose requests end when the test says so.
-pub fn manual() -> RamDiskOptions {
-    RamDiskOptions { mode: Mode::Manual, ..RamDiskOptions::default() }
-}
-
 /// A disk with logical blocks of 4 KiB.
 pub fn sectors_4k() -> RamDiskOptions {
     let limits = QueueLimits { logical_block_size: 4096, ..RamDiskOptions::default().limits };
@@ -129,6 +124,14 @@ impl Mount {
         (s.exclusive.load(Relaxed), s.i_data_sem.load(Relaxed), s.in_flight.load(Relaxed))
     }
 
+    /// Sleeps until a write of data is in the device.
+    pub fn wait_for_data(&self) {
+        let data = |opf: ReqOpf| opf.op() == ReqOp::Write && !opf.contains(ReqOpf::META);
+        while !self.disk.pending().iter().any(|event| data(event.opf)) {
+            std::thread::yield_now();
+        }
+    }
+
     /// Nothing of any I/O is left behind: no lock, no count, no `io_end`.
     pub fn assert_idle(&self, file: &File) {
         let inode: &Inode = file.f_inode();
@@ -149,6 +152,15 @@ impl Mount {
         let bytes = self.disk.image();
         Image::from_bytes(&bytes).assert_clean();
         bytes
+    }
+}
+
+/// What a test holds back goes on when this goes, also if the test fails meanwhile: else the threads it waits for would wait for ever.
+pub struct LetGo<F: Fn()>(pub F);
+
+impl<F: Fn()> Drop for LetGo<F> {
+    fn drop(&mut self) {
+        (self.0)();
     }
 }
 
