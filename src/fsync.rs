@@ -83,7 +83,10 @@ fn ext4_fsync_nojournal(inode: &Inode, datasync: bool) -> Result {
 pub fn ext4_inode_datasync_dirty(inode: &Inode) -> bool {
     let info = inode.i_private();
     match inode.i_sb().s_fs_info().s_journal() {
-        Some(_) => info.i_datasync_tid.load(Ordering::Acquire) != 0,
+        Some(journal) => {
+            let tid = info.i_datasync_tid.load(Ordering::Acquire);
+            inode.i_state().contains(InodeState::DIRTY_DATASYNC) || tid != 0 && !journal.is_committed(tid)
+        }
         None => inode.i_state().contains(InodeState::DIRTY_DATASYNC) || info.i_unsynced.load(Ordering::Acquire),
     }
 }

@@ -21,42 +21,62 @@
 //! }
 //! ```
 //!
+//! Around it is a whole ext4: allocation, journal, truncate and its family, page cache, names, extended attributes. What goes past
+//! the patch of 2012 goes past Linux, too: writes into holes and unwritten blocks, and appends, run side by side as overwrites do.
+//!
 //! # One write, from entry to bio
 //!
 //! ```text
-//! ext4_file_write                          file.rs
+//! ext4_file_write                          file.rs: the right to write (freeze)
 //!  └ ext4_file_dio_write                    lock i_mutex; plug; checks; verdict -> iocb.private; unlock; sync; unplug
 //!     └ __generic_file_aio_write             kernel-shim mm/filemap.rs: set-user-ID off, times
-//!        └ generic_file_direct_write          drops cached pages
+//!        └ generic_file_direct_write          writes and drops cached pages in the way
 //!           └ ext4_direct_IO                   inode.rs
-//!              └ ext4_ext_direct_IO              verdict "overwrite": DioLock::release, i_mutex is free
-//!                 └ __blockdev_direct_IO           kernel-shim fs/direct_io.rs: map, pin, bios
-//!                    ├ ext4_get_block_write_nolock -> ext4_map_blocks -> extents_status.rs, extents.rs
-//!                    └ submit_bio -> the device
+//!              └ ext4_ext_direct_IO              the verdict lets it: DioLock::release, i_mutex is free
+//!                 ├ ext4_dio_alloc                 dio.rs, if blocks are missing or unwritten: handle, i_data_sem, mballoc
+//!                 ├ __blockdev_direct_IO           kernel-shim fs/direct_io.rs: map, pin, bios
+//!                 │  ├ ext4_get_block_write[_nolock] -> ext4_map_blocks -> extents_status.rs, extents/
+//!                 │  └ submit_bio -> the device
 //!                 'retake_lock: DioLock::retake_lock, i_mutex is held again
-//! completion: bio's end, any context -> dio_complete -> ext4_end_io_dio -> cached pages -> O_DSYNC -> i_dio_count -> ki_complete
+//! completion: bio's end, any context -> dio_complete -> ext4_end_io_dio (dio.rs: convert, size) -> cached pages -> O_DSYNC
+//!             -> i_dio_count -> ki_complete
 //! ```
+//!
+//! # The verdict
+//!
+//! | a write | C, 2012 | by default here |
+//! |---|---|---|
+//! | over written blocks | leaves `i_mutex` if one extent and no cached page | leaves it |
+//! | into unwritten blocks or holes, whole blocks | holds it until the data is there (asynchronous: until it is submitted) | leaves it |
+//! | past the end, whole blocks | holds it, and waits | leaves it; the size moves at the end, outwards only |
+//! | parts of blocks that hold no data; behind a ragged end | holds it | holds it, alone in the device, and waits |
+//! | to a file of block numbers | holds it | holds it; holes go through the page cache |
 //!
 //! # Lock modes
 //!
-//! | mount option | a write over written blocks is protected by | is |
+//! | mount option | a write that leaves `i_mutex` is protected by | is |
 //! |---|---|---|
-//! | `dioread_lock` | `i_mutex` throughout | before the patch |
+//! | `dioread_lock` | (none leaves it) | before the patch |
 //! | `dioread_nolock,dio_window=i_data_sem` | its count in `i_dio_count`, and `i_data_sem` for reading | the patch, counted in time |
-//! | `dioread_nolock` (default) | its count alone | ours: several extents, too |
+//! | `dioread_nolock` (default) | its count alone | ours: the right column above |
 //!
-//! Whatever changes the map of a file takes `i_mutex`, which keeps new writes from leaving it, and waits until `i_dio_count` is 0.
-//! So while a write is counted, the blocks it has looked up stay the file's, and nothing else is needed.
+//! Whatever takes blocks from a file takes `i_mutex`, which keeps new writes from leaving it, closes the gate for reads without
+//! locks, and waits until `i_dio_count` is 0. So while a write is counted, the blocks it has looked up stay the file's, and
+//! nothing else is needed.
 //!
 //! # Lock order
 //!
-//! `aio_mutex` → `i_mutex` → `i_sync` → `i_data_sem` → a buffer's lock → (spin) `i_es_tree`, `i_times`, tables of inodes and pages.
+//! right to write → `aio_mutex` → `i_mutex` (directories: see [`namei`]) → `invalidate_lock` → journal handle → a page's lock →
+//! `xattr_sem` → extending writes, orphans → `i_data_sem` → a group's lock → a buffer's lock → (spin) `i_es_tree`, `i_times`, tables
+//! of inodes and pages. Within the journal: see [`jbd2`].
 //!
 //! * Nobody waits for `i_mutex` with `i_data_sem` held: [`dio_lock::DioLock::retake_lock`] gives the semaphore back first.
 //! * A write is counted before its first unlock (G1), and the count goes when everything else is done.
 //! * After any unlock and lock all checks are made anew.
 //! * Memory is faulted in before `i_data_sem` is taken (G6).
-//! * A completion neither sleeps nor allocates; what must, goes to a worker.
+//! * A task has one handle at most, and starts none under anything below it in the order. Nobody with a handle waits for a commit.
+//! * No completion waits for `i_mutex`: whoever holds it may be waiting for the completion (G14).
+//! * A completion in an interrupt neither sleeps nor allocates; what must, goes to a worker.
 //!
 //! # C and Rust
 //!
@@ -105,14 +125,20 @@
 //! | times | reach the disk with the inode's next change | stay in memory until fsync, sync or unmount (`lazytime`) | no journal handle in the write path |
 //! | SEEK_DATA, SEEK_HOLE | look for dirty pages over unwritten blocks | write them first | the map has all there is to know |
 //! | attribute blocks | shared by inodes with the same attributes | read and un-shared, not newly shared | no cache of blocks by hash |
+//! | blocks of a direct write | allocated while it is submitted, conversion noted in a shared `io_end` | allocated before the first bio | submission and completion share nothing (G4, G5) |
+//! | writes into holes, appends | `i_mutex` throughout | in flight, whole blocks in the default mode | see the verdict above |
+//! | a write that must not sleep | sleeps for `i_mutex` at `retake_lock` | returns without it | `NOWAIT` (G34) |
+//! | blocks of a committing transaction | copied when somebody changes them | copied while the transaction is closed | no second state of a buffer |
+//! | what jbd2 keeps of a buffer | hangs on the buffer | in a table by block number | the buffer cache knows nothing of journals |
+//! | inode table not zeroed yet | zeroed by a thread | zeroed when its first inode is made | no thread |
+//! | names in memory | dcache | none: looked up on disk, under the directory's `i_mutex` | smaller |
 //! | `errors=panic` | panics | read-only from then on | no image panics |
-//! | file system state while mounted | not clean without a journal | left as it is | nothing here changes metadata that depend on each other |
 //!
 //! # Limits
 //!
-//! What would allocate blocks or convert unwritten ones answers `EOPNOTSUPP` and changes nothing: writes into holes, past the end, into
-//! preallocated blocks, through the page cache. A journal that needs recovery refuses the mount; an empty one is left alone. Names can
-//! be looked up, and not changed.
+//! Refused with a message, or mounted read-only where the format allows: quota, encryption, verity, casefold, inline data, bigalloc,
+//! multiple-mount protection, DAX, journals on other devices, journals with fast commits that are not replayed. Values in inodes of
+//! their own (`ea_inode`) and access control lists are kept, and not used. There is no permission check: that is the caller's VFS's.
 //!
 //! `src/` has no `unsafe`, no `std` and no `alloc` crate, and does not know what it runs on: [`kernel_shim::sched`] does.
 #![no_std]

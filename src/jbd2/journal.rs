@@ -465,6 +465,12 @@ impl Journal {
         }
     }
 
+    /// Whether transaction `tid` is on disk. Takes a spin lock.
+    #[doc(alias = "tid_geq")]
+    pub fn is_committed(&self, tid: Tid) -> bool {
+        tid_geq(self.state.lock().commit_sequence, tid)
+    }
+
     /// The transaction that runs, if any, or else the one that is being committed.
     pub fn newest_tid(&self) -> Option<Tid> {
         let state = self.state.lock();

@@ -213,8 +213,7 @@ fn flush_and_drop_pages<F: FileSystem>(iocb: &Kiocb<'_, F>, i_mutex: &Locked<'_,
         return Err(EAGAIN);
     }
     F::write_and_wait(i_mutex, range.pos, last)?;
-    i_mutex.i_mapping().invalidate_pages(range.pos, last);
-    Ok(())
+    if i_mutex.i_mapping().invalidate_pages(range.pos, last) { Ok(()) } else { Err(EBUSY) }
 }
 
 /// After a direct write: drops what the cache has of it.

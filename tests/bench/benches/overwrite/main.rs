@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What ext4-dio adds to the copy of the data: overwrites of one file on a RAM disk, against copies in memory.
+//! What ext4-dio adds to the copy of the data: overwrites of one file on a RAM disk, against copies in memory. And how fast small
+//! files are made durable.
 //!
 //! ```text
-//! cargo bench                          both tables; with the hooks for fault injection, which the tests in the workspace turn on
+//! cargo bench                          all tables; with the hooks for fault injection, which the tests in the workspace turn on
 //! cargo bench -p ext4-dio-bench        without those
 //! cargo bench -- --quick               a few seconds
 //! cargo bench -- --mib 16              another size of the file than 64 MiB
@@ -10,6 +11,7 @@
 //!
 //! Nothing here fails for being slow. Without cargo's `--bench`, as under `cargo test --benches`, each subject runs once.
 
+mod files;
 mod image;
 mod instructions;
 mod speed;
@@ -20,18 +22,20 @@ use std::time::Duration;
 
 use speed::Effort;
 
-const USAGE: &str = "usage: cargo bench -- [--quick] [--mib MIB] [--speed | --instructions]";
+const USAGE: &str = "usage: cargo bench -- [--quick] [--mib MIB] [--speed | --instructions | --files]";
 
 struct Args {
     effort: Effort,
     mib: u64,
     speed: bool,
     instructions: bool,
+    files: bool,
+    many: usize,
 }
 
 fn parse(args: impl Iterator<Item = String>) -> Option<Args> {
     let (mut quick, mut bench, mut mib) = (false, false, None);
-    let (mut speed, mut instructions) = (false, false);
+    let (mut speed, mut instructions, mut files) = (false, false, false);
     let mut args = args;
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -40,6 +44,7 @@ fn parse(args: impl Iterator<Item = String>) -> Option<Args> {
             "--quick" => quick = true,
             "--speed" => speed = true,
             "--instructions" => instructions = true,
+            "--files" => files = true,
             "--mib" => mib = Some(args.next()?.parse().ok().filter(|mib| (1..=1024).contains(mib))?),
             _ => return None,
         }
@@ -50,9 +55,17 @@ fn parse(args: impl Iterator<Item = String>) -> Option<Args> {
         (true, false) => (21, 30),
     };
     let effort = Effort { rounds, slice: Duration::from_millis(millis) };
-    let both = !speed && !instructions;
+    let all = !speed && !instructions && !files;
     let mib = mib.unwrap_or(if bench { 64 } else { 1 });
-    Some(Args { effort, mib, speed: speed || both, instructions: instructions || (both && bench) })
+    let many = if bench { 2000 } else { 32 };
+    Some(Args {
+        effort,
+        mib,
+        speed: speed || all,
+        instructions: instructions || (all && bench),
+        files: files || all,
+        many,
+    })
 }
 
 fn main() -> ExitCode {
@@ -75,6 +88,11 @@ fn main() -> ExitCode {
         println!();
         image::make(&path, instructions::MIB);
         instructions::run(&path);
+    }
+    if args.files {
+        println!();
+        image::make(&path, 16);
+        files::run(&path, args.many);
     }
     ExitCode::SUCCESS
 }
