@@ -530,7 +530,7 @@ fn ext4_written(inode: &Inode, first: u64, dirty: u32) -> u32 {
 /// Bytes `from..from + len`, within one block, read as zeros from now on, in the cache and, when it is written back, on the disk. A
 /// block that holds no data on the disk needs nothing there.
 ///
-/// A caller whose transaction relies on the zeros has them ordered before it ([`order_data`]). Called with `i_mutex`, or for an inode
+/// A caller whose transaction relies on the zeros has them ordered before it (`order_data`). Called with `i_mutex`, or for an inode
 /// that nobody knows; without page locks or `i_data_sem`; a handle may be open. EIO, ENOMEM. Sleeps.
 #[doc(alias = "__ext4_block_zero_page_range")]
 #[doc(alias = "ext4_block_truncate_page")]

@@ -274,6 +274,8 @@ fn ext4_dio_verdict(
 }
 
 /// The verdict on a write that fills (`FILL`) or extends (`EXTEND`) the file. As [`ext4_dio_verdict`].
+///
+/// There is one lock, held since before the first question: no answer is older than the lock it is used under (G28).
 #[cold]
 fn ext4_dio_verdict_change(
     iocb: &Kiocb<'_>,

@@ -13,8 +13,8 @@ use crate::{Ext4State, Inode};
 
 /// Makes bytes `start..=end` of a file durable, and its inode as far as they need it (`datasync`) or wholly.
 ///
-/// What is in the cache is written. Direct writes that have completed are on the device, maybe in its cache; what is still in
-/// flight is not waited for, as in Linux. Takes no `i_mutex`, so that one writer's `O_DSYNC` does not stop the others. Sleeps; called
+/// What is in the cache is written. Direct writes that have completed are on the device, maybe in its cache, and their blocks are
+/// converted: nobody is told of the end of a write before. What is still in flight is not waited for, as in Linux (G15). Takes no `i_mutex`, so that one writer's `O_DSYNC` does not stop the others. Sleeps; called
 /// with no handle open.
 ///
 /// EIO and what else writing back met with since somebody asked last, EROFS.

@@ -130,7 +130,7 @@ pub fn ext4_get_block(inode: &Inode, lblk: u64, len: u32) -> Result<MapResult> {
     Ok(map_result(&map, n))
 }
 
-/// For writes whose blocks [`ext4_dio_alloc`](crate::dio::ext4_dio_alloc) has seen to, if they needed it: a look-up. Unwritten blocks,
+/// For writes whose blocks [`ext4_dio_alloc`] has seen to, if they needed it: a look-up. Unwritten blocks,
 /// and with `new_from` those from there on, hold nothing but what is going to be written.
 pub fn ext4_get_block_write(inode: &Inode, lblk: u64, len: u32, new_from: Option<u64>) -> Result<MapResult> {
     let mut map = map_blocks_for(lblk, len)?;

@@ -138,7 +138,8 @@
 //!
 //! Refused with a message, or mounted read-only where the format allows: quota, encryption, verity, casefold, inline data, bigalloc,
 //! multiple-mount protection, DAX, journals on other devices, journals with fast commits that are not replayed. Values in inodes of
-//! their own (`ea_inode`) and access control lists are kept, and not used. There is no permission check: that is the caller's VFS's.
+//! their own (`ea_inode`) and access control lists are kept, and not used. Files are not defragmented, so nobody swaps extents under a
+//! write in flight (G3). There is no permission check: that is the caller's VFS's.
 //!
 //! `src/` has no `unsafe`, no `std` and no `alloc` crate, and does not know what it runs on: [`kernel_shim::sched`] does.
 #![no_std]
@@ -275,7 +276,7 @@ pub struct Ext4InodeInfo {
     pub i_file_acl: AtomicU64,
     /// Change counter.
     pub i_version: AtomicU64,
-    /// When it was deleted. What the disk has there is another if it is on the list of orphans: see [`Ext4InodeInfo::i_dtime_on_disk`].
+    /// When it was deleted. What the disk has there is another if it is on the list of orphans: see `i_dtime_on_disk`.
     pub i_dtime: AtomicU32,
     /// Its place among the orphans, if it is one.
     i_orphan: SpinLock<Option<Arc<orphan::Orphan>>>,

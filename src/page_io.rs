@@ -195,7 +195,7 @@ pub fn ext4_init_io_end(inode: &Inode) -> Option<PoolBox<IoEnd>> {
 }
 
 /// Called when all bios of a direct write have ended, also if they failed. Any context, unless the write changes the map or the
-/// size ([`IoEnd::sleeps`]): then one that may sleep, without locks and counted in flight.
+/// size (`IoEnd::sleeps`): then one that may sleep, without locks and counted in flight.
 pub fn ext4_end_io_dio(inode: &Inode, offset: i64, ret: Result<usize>, private: Option<Private>) -> Result {
     trace(if ret.is_err() { "ext4_end_io_dio: error" } else { "ext4_end_io_dio" });
     match private {

@@ -22,7 +22,7 @@
 //! open handle waits for a commit or for space in the log; so a transaction can always be closed, its log has always room,
 //! and space can always be made by committing and writing home.
 //!
-//! PORT: what C hangs on each buffer is in a table by block number ([`transaction`]); log blocks do not go through the buffer cache.
+//! PORT: what C hangs on each buffer is in a table by block number (`transaction`); log blocks do not go through the buffer cache.
 //! Journals on other devices, `async_commit`, fast commits and checksums over whole transactions are not written; the last are
 //! understood in recovery.
 

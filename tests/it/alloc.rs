@@ -585,7 +585,7 @@ fn four_threads_never_get_the_same_inode() {
                 for _ in 0..30 {
                     let inode = new_inode(&env, 0o100_644).expect("room");
                     assert!(all.lock().expect("no panic").insert(inode.i_ino()));
-                    if inode.i_ino() % 3 == 0 {
+                    if inode.i_ino().is_multiple_of(3) {
                         assert!(all.lock().expect("no panic").remove(&inode.i_ino()));
                         inode.set_nlink(0);
                     }

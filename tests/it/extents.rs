@@ -284,9 +284,10 @@ impl Fixture {
                 assert_eq!(error, ENOSPC, "{}: removing {start}..{end}", self.what);
                 // From the end, and each block freed or as it was.
                 let now = self.look();
-                for at in start as usize..end as usize {
-                    if now[at] == Hole {
-                        self.model[at] = Hole;
+                let range = start as usize..end as usize;
+                for (model, now) in self.model[range.clone()].iter_mut().zip(&now[range]) {
+                    if *now == Hole {
+                        *model = Hole;
                     }
                 }
             }

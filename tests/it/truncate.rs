@@ -587,7 +587,7 @@ fn a_crash_in_the_middle_of_truncate() {
                 let found = file.f_inode().i_size() as usize;
                 assert!(found == size || found == 599 * bs, "{context}: size {found}");
                 let (bytes, keep) = (read(&file, 0, 600 * bs).expect("reading"), found.min(size));
-                let good = |at: usize| if at / bs % 2 == 0 { 7 } else { 0 };
+                let good = |at: usize| if (at / bs).is_multiple_of(2) { 7 } else { 0 };
                 assert!((0..keep).all(|at| bytes[at] == good(at)), "{context}");
                 let last = fiemap(file.f_inode(), 0, u64::MAX, FiemapFlags::empty()).pop().expect("blocks");
                 assert!(
