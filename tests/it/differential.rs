@@ -13,6 +13,7 @@ use ext4_dio_tests::linux::{self, Linux};
 use ext4_dio_tests::model::Model;
 use ext4_dio_tests::oplang::Op;
 use ext4_dio_tests::ours::Ours;
+use std::sync::atomic::Ordering;
 
 /// One of each kind of file system, with blocks of `block` bytes.
 fn kinds(block: u32) -> [Mkfs; 3] {
@@ -127,4 +128,5 @@ fn we_do_what_the_model_says_on_a_full_disk() {
             check(&Case { mkfs, options, seed, theme: Theme::Full, ops: ops_or(200), tight }, our_case);
         });
     }
+    assert!(NO_SPACE.load(Ordering::Relaxed) > 20, "the disks were never full");
 }

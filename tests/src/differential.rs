@@ -8,6 +8,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -76,11 +77,17 @@ impl Case {
     }
 }
 
+/// How often an operation has met ENOSPC so far.
+pub static NO_SPACE: AtomicUsize = AtomicUsize::new(0);
+
 /// Runs `ops`; `Err` tells which operation was answered wrongly, and how.
 pub fn run(vfs: &mut dyn Vfs, model: &mut Model, ops: &[Op]) -> Result<(), String> {
     for (n, op) in ops.iter().enumerate() {
         let wrong = |e: String| format!("operation {n}, {op}: {e}");
         let got = vfs.apply(op);
+        if got == Err(libc::ENOSPC) {
+            NO_SPACE.fetch_add(1, Ordering::Relaxed);
+        }
         if let Some(target) = model.step(op, &got).map_err(wrong)? {
             let seen = vfs.see(&target).map_err(|e| wrong(format!("looking: errno {e}")))?;
             model.resync(&seen).map_err(wrong)?;

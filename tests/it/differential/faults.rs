@@ -55,9 +55,14 @@ fn one(mkfs: &Mkfs, image: &[u8], seed: u64, n: u64, mask: OpMask, dies: bool) -
             return Err(format!("{op}: {got:?}"));
         }
         ledger.note(&op, &got);
+        if std::env::var_os("BUSY").is_some() {
+            let sb = &ours.mount.as_ref().unwrap().sb;
+            eprintln!("{op}: {} fired {} busy {}", ext4_dio_tests::model::brief(&got), faults.fired(), sb.busy_inodes());
+        }
     }
+    let ended = ours.unmount();
     let fired = faults.fired() > 0;
-    match ours.unmount() {
+    match ended {
         Ok(_) => ledger.all_synced(),
         Err(e) if fired => {
             ledger.doubt();

@@ -375,12 +375,12 @@ impl Model {
             Stamp::Op(n) => {
                 let got = if self.expect.inode_size > 128 { got } else { (got.0, 0) };
                 if let Some((m, t)) = self.clock.range(..n).next_back()
-                    && *t > got
+                    && later(*t, got)
                 {
                     return Err(format!("{what} {got:?} of operation {n} is before {t:?} of operation {m}"));
                 }
                 if let Some((m, t)) = self.clock.range(n + 1..).next()
-                    && *t < got
+                    && later(got, *t)
                 {
                     return Err(format!("{what} {got:?} of operation {n} is after {t:?} of operation {m}"));
                 }
@@ -389,6 +389,12 @@ impl Model {
             }
         }
     }
+}
+
+/// Whether `a` is after `b`, by more than a virtual machine's clock is set back at a time.
+fn later(a: Time, b: Time) -> bool {
+    const SLACK: i64 = 10_000_000;
+    (a.0 - b.0).saturating_mul(1_000_000_000).saturating_add(i64::from(a.1) - i64::from(b.1)) > SLACK
 }
 
 /// Operations on names that may meet ENOSPC.
