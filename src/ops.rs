@@ -267,6 +267,7 @@ pub fn ext4_umount(sb: &Arc<SuperBlock>) -> Result {
     }
     let umount = sb.s_umount.write();
     sb.drain_direct_io();
+    sbi.dio.drain_trims();
     sb.drain_evictions();
     let mut synced = Ok(());
     if sb.busy_inodes() > 0 {

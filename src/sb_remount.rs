@@ -87,6 +87,7 @@ fn remount_ro(sb: &Arc<SuperBlock>) -> Result {
     let done = (|| {
         sb.set_rdonly();
         sb.drain_direct_io();
+        sbi.dio.drain_trims();
         sb.drain_evictions();
         // Who opens a file counts it, then looks at the flag; here it is the other way round. A file without a name would
         // have to be deleted when it is closed.
@@ -169,6 +170,7 @@ pub fn ext4_freeze(sb: &Arc<SuperBlock>) -> Result {
     if !reverted(Fix::G8) {
         // Those that were submitted asynchronously have left the gate, and are counted there.
         sb.drain_direct_io();
+        sbi.dio.drain_trims();
     }
     trace("ext4_freeze: no direct I/O");
     if sb.s_flags().contains(SbFlags::RDONLY) {
