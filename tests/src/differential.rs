@@ -3,6 +3,7 @@
 //!
 //! * `EXT4_DIO_SEED=n`: this seed instead of those of the test.
 //! * `EXT4_DIO_OPS=n`: so many operations in a sequence.
+//! * `EXT4_DIO_REQUEST=n`, `EXT4_DIO_TRACE=1`: of the tests with failing requests, begin with this, and print all answers.
 //! * `EXT4_DIO_SECONDS=n`: sequences with new seeds for so long.
 
 use std::any::Any;
@@ -166,7 +167,8 @@ pub fn check(case: &Case, test: impl Fn(&Case, &[Op]) -> Result<(), String> + Cl
     panic!("{reason}\nEXT4_DIO_SEED={} EXT4_DIO_OPS={}, {case:?}\n{}", case.seed, case.ops, script(&ops));
 }
 
-fn number(name: &str) -> Option<u64> {
+/// A number from the environment.
+pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 

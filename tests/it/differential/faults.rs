@@ -55,9 +55,8 @@ fn one(mkfs: &Mkfs, image: &[u8], seed: u64, n: u64, mask: OpMask, dies: bool) -
             return Err(format!("{op}: {got:?}"));
         }
         ledger.note(&op, &got);
-        if std::env::var_os("BUSY").is_some() {
-            let sb = &ours.mount.as_ref().unwrap().sb;
-            eprintln!("{op}: {} fired {} busy {}", ext4_dio_tests::model::brief(&got), faults.fired(), sb.busy_inodes());
+        if std::env::var_os("EXT4_DIO_TRACE").is_some() {
+            eprintln!("{op}: {} ({} faults)", ext4_dio_tests::model::brief(&got), faults.fired());
         }
     }
     let ended = ours.unmount();
@@ -76,7 +75,10 @@ fn one(mkfs: &Mkfs, image: &[u8], seed: u64, n: u64, mask: OpMask, dies: bool) -
     left.repair()?;
     check_clean(&left.path())?;
     let mut again = Ours::mount(&left.bytes(), &options, auto()).map_err(|e| format!("mounting again: errno {e}"))?;
-    ledger.check(&mut again)?;
+    // Without a journal a change of metadata that was cut off may take along what was there before.
+    if !(fired && mkfs.features.contains("^has_journal")) {
+        ledger.check(&mut again)?;
+    }
     let bytes = again.unmount().map_err(|e| format!("unmounting again: errno {e}"))?;
     check_clean(&Image::from_bytes(&bytes).path())?;
     Ok(fired)
@@ -86,7 +88,7 @@ fn every_request(what: &str, mkfs: &Mkfs, mask: OpMask, dies: bool, stride: u64)
     let image = Image::make_over(mkfs, POISON).bytes();
     seeds(what, 1, 1, |seed| {
         // Each seed another offset, so that many seeds reach every request.
-        let mut n = 1 + seed % stride;
+        let mut n = number("EXT4_DIO_REQUEST").unwrap_or(1 + seed % stride);
         loop {
             let (mkfs, image) = (mkfs.clone(), image.clone());
             let (tell, told) = std::sync::mpsc::channel();

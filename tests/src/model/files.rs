@@ -113,6 +113,9 @@ impl Model {
         got: Result<usize, Errno>,
     ) -> Result<Option<Partly>, Wrong> {
         if len == 0 {
+            if rwf.has(Rwf::NOWAIT) && got == Err(libc::EAGAIN) {
+                return Ok(None);
+            }
             return same("empty write", &got, &Ok(0)).map(|()| None);
         }
         let size = self.data_mut(open.nid).size;
