@@ -4,7 +4,7 @@
 use core::sync::atomic::Ordering;
 
 use kernel_shim::block::blkdev_issue_flush;
-use kernel_shim::error::Result;
+use kernel_shim::error::{Result, code::EROFS};
 use kernel_shim::fs::InodeState;
 
 use crate::aops::filemap_write_and_wait_range;
@@ -19,12 +19,17 @@ use crate::{Ext4State, Inode};
 ///
 /// EIO and what else writing back met with since somebody asked last, EROFS.
 pub fn ext4_sync_file(inode: &Inode, start: i64, end: i64, datasync: bool) -> Result {
-    inode.i_sb().s_fs_info().ext4_emergency_state()?;
+    let sbi = inode.i_sb().s_fs_info();
+    sbi.ext4_emergency_state()?;
+    if sbi.journal_aborted() {
+        // The error of the data is told once, and this file may have lost more than data: said each time (EXT4_FLAGS_EMERGENCY_RO).
+        return Err(EROFS);
+    }
     // The data first: writing it back changes the map and the size on disk, which are part of what follows.
     let written = filemap_write_and_wait_range(inode, start, end);
     let noted = inode.i_mapping().check_errors();
     written.and(noted)?;
-    match inode.i_sb().s_fs_info().s_journal() {
+    match sbi.s_journal() {
         Some(journal) => ext4_fsync_journal(inode, journal, datasync),
         None => ext4_fsync_nojournal(inode, datasync),
     }

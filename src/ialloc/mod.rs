@@ -13,7 +13,7 @@ use kernel_shim::error::Result;
 use kernel_shim::error::code::{EEXIST, ENOSPC};
 use kernel_shim::fs::buffer::BufferHead;
 use kernel_shim::fs::inode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID};
-use kernel_shim::fs::{InodeTimes, NewInode, InodeState};
+use kernel_shim::fs::{InodeState, InodeTimes, NewInode};
 use kernel_shim::time::{Timespec64, ktime_get_coarse_real, ktime_get_real};
 
 use crate::bitmap::{clear_bits, count_clear, ext4_bitmap_csum, next_clear, set_bits};
