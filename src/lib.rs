@@ -90,7 +90,9 @@
 //! | extents.c, extents_status.c, indirect.c | [`extents`], [`extents_status`], [`indirect`] |
 //! | parts of inode.c and extents.c: truncate, setattr, fallocate, FIEMAP | [`truncate`], [`setattr`], [`fallocate`], [`fiemap`] |
 //! | xattr.c, ioctl.c | [`xattr`], [`ioctl`] |
-//! | super.c | [`sb`], its parts [`sb_geometry`] and [`sb_options`] |
+//! | super.c | [`sb`], its parts [`sb_geometry`], [`sb_options`], [`sb_error`] and [`sb_remount`]; sysfs.c, statfs: [`sb_stats`] |
+//! | orphan.c; `ext4_evict_inode` | [`orphan`], its part `orphan_file`; `evict` |
+//! | fs/fs-writeback.c | [`writeback`] |
 //! | balloc.c, block_validity.c, bitmap.c | [`balloc`], [`block_validity`], `bitmap` |
 //! | mballoc.c, ialloc.c | [`mballoc`], [`ialloc`] |
 //! | dir.c, namei.c, symlink.c, hash.c | [`dir`], [`namei`], its parts `dx` and `dirblock`, [`symlink`], [`hash`] |
@@ -133,6 +135,9 @@
 //! | inode table not zeroed yet | zeroed by a thread | zeroed when its first inode is made | no thread |
 //! | names in memory | dcache | none: looked up on disk, under the directory's `i_mutex` | smaller |
 //! | `errors=panic` | panics | read-only from then on | no image panics |
+//! | a log that is not empty, `RECOVER` not set | thrown away | replayed | it is what `e2fsck` asks to be done |
+//! | read-only-compatible features that are not there | no mount for writing | mounted read-only, and told | what can be read can be read |
+//! | unmounting a frozen file system | stays frozen without a mount | `EBUSY` | nobody could thaw it |
 //!
 //! # Limits
 //!

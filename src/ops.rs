@@ -262,7 +262,7 @@ pub fn ext4_sync_fs(sb: &SuperBlock) -> Result {
 pub fn ext4_umount(sb: &Arc<SuperBlock>) -> Result {
     let sbi = sb.s_fs_info();
     if sb.s_writers.is_shut() {
-        // Frozen: nothing is to be written, and whoever waits at the gate would wait for ever.
+        // PORT: C lets the mount go, and keeps the file system frozen. Whoever waits at the gate would wait for ever.
         return Err(EBUSY);
     }
     let umount = sb.s_umount.write();

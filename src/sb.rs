@@ -42,9 +42,6 @@ use crate::writeback::Flusher;
 
 pub use crate::sb_geometry::Geometry;
 
-/// Whether journals are used. Until they are, a file system that has one is mounted as if it had none.
-const JOURNALS: bool = true;
-
 /// Bytes of metadata blocks that the buffer cache keeps when nobody uses them.
 const BUFFER_CACHE_BYTES: usize = 16 << 20;
 
@@ -194,7 +191,7 @@ fn read_geometry(bdev: &Bdev) -> Ext4Result<Geometry> {
     Geometry::from_super(raw, lbs, bdev.nr_sectors())
 }
 
-/// Whether the file system can be read but never written; says why.
+/// Whether the file system can be read but never written; says why. PORT: C does not mount it at all, unless asked to read-only.
 fn must_be_rdonly(bdev: &Bdev, geometry: &Geometry) -> bool {
     let name = bdev.name();
     let unknown = geometry.s_ro_compat.difference(EXT4_FEATURE_RO_COMPAT_SUPP);
@@ -233,13 +230,6 @@ impl Ext4SbInfo {
         if self.s_journal_inum == Ino(0) {
             return Err(Refused::ExternalJournal(self.s_journal_dev).into());
         }
-        if !JOURNALS {
-            return if self.s_incompat.contains(Incompat::RECOVER) {
-                Err(Refused::NeedsRecovery.into())
-            } else {
-                Ok(None)
-            };
-        }
         let mut map = KVec::new();
         for es in self.map_special(&self.journal_inode()?)? {
             map.push(LogExtent { lblk: es.lblk().0, pblk: es.pblk().0, len: es.len() }, GFP_KERNEL)?;
@@ -247,7 +237,8 @@ impl Ext4SbInfo {
         Ok(Some(Journal::load(&self.bdev, self.s_blocksize, &map, self.journal_options())?))
     }
 
-    /// Replays the journal if there is something in it; whether it was. Read-only mounts do that, too: what they would read
+    /// Replays the journal if there is something in it; whether it was. PORT: C throws away a log that is not empty if `RECOVER`
+    /// is not set. Read-only mounts do that, too: what they would read
     /// otherwise is not what was written. EIO, corruptions; EROFS if the device cannot be written.
     fn recover_journal(&self, journal: &Journal) -> Ext4Result<bool> {
         if !journal.needs_recovery() {
