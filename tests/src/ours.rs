@@ -8,7 +8,7 @@ use ext4_dio::namei::RenameFlags;
 use ext4_dio::path::*;
 use ext4_dio::setattr::ext4_setattr_size;
 use ext4_dio::xattr::{XattrSet, ext4_getxattr, ext4_listxattr, ext4_removexattr, ext4_setxattr};
-use ext4_dio::{File, IRef, Kiocb, ext4_mount, ext4_sync_fs, ext4_umount};
+use ext4_dio::{File, IRef, Kiocb, ext4_mount, ext4_statfs, ext4_sync_fs, ext4_umount};
 use kernel_shim::alloc::{Arc as KArc, KVec};
 use kernel_shim::block::Bdev;
 use kernel_shim::block::ramdisk::RamDiskOptions;
@@ -280,7 +280,14 @@ impl Ours {
     }
 
     fn statfs(&self) -> Reply {
-        Err(libc::ENOSYS)
+        let st = ext4_statfs(self.sb()?).map_err(errno)?;
+        Ok(Out::Statfs(Statfs {
+            blocks: st.f_blocks,
+            bfree: st.f_bfree,
+            bavail: st.f_bavail,
+            files: st.f_files,
+            ffree: st.f_ffree,
+        }))
     }
 
     fn readlink(&self, path: &str) -> Reply {
