@@ -122,8 +122,17 @@ impl Linux {
         self.slots = std::array::from_fn(|_| None);
         if std::mem::take(&mut self.mounted) {
             let path = self.path(".")?;
+            let mut tries = 0;
             // SAFETY: a path that ends in NUL.
-            check(unsafe { libc::umount2(path.as_ptr(), 0) })?;
+            while let Err(error) = check(unsafe { libc::umount2(path.as_ptr(), 0) }) {
+                // Another thread's child has our files until it calls exec.
+                tries += 1;
+                if error != libc::EBUSY || tries > 200 {
+                    self.mounted = true;
+                    return Err(error);
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
         }
         Ok(())
     }

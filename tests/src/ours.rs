@@ -280,7 +280,11 @@ impl Ours {
     }
 
     fn statfs(&self) -> Reply {
-        let st = ext4_statfs(self.sb()?).map_err(errno)?;
+        let sb = self.sb()?;
+        // Inodes without names are in use until the commit of what they wait for.
+        ext4_sync_fs(sb).map_err(errno)?;
+        sb.drain_evictions();
+        let st = ext4_statfs(sb).map_err(errno)?;
         Ok(Out::Statfs(Statfs {
             blocks: st.f_blocks,
             bfree: st.f_bfree,

@@ -155,6 +155,14 @@ impl Data {
                     }
                 }
                 self.zero(pos, end);
+                // Of the last block, all that is of the file may be enough to make a hole of it.
+                let last = self.size.saturating_sub(1) / bs;
+                if pos <= last * bs
+                    && end > self.size
+                    && let Some(block) = self.blocks.get_mut(&last)
+                {
+                    *block = Block::Vague;
+                }
             }
             Falloc::Collapse => {
                 let (from, n) = (pos / bs, len / bs);

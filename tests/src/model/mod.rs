@@ -393,7 +393,7 @@ impl Model {
 
 /// Whether `a` is after `b`, by more than a virtual machine's clock is set back at a time.
 fn later(a: Time, b: Time) -> bool {
-    const SLACK: i64 = 10_000_000;
+    const SLACK: i64 = 100_000_000;
     (a.0 - b.0).saturating_mul(1_000_000_000).saturating_add(i64::from(a.1) - i64::from(b.1)) > SLACK
 }
 
