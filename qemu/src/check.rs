@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use ext4_dio_protocol::{Stamp, StampError};
+use ext4_dio_protocol::{GEN_ANY, GEN_ZERO, Stamp, StampError};
 
 use crate::image::{self, TOOL_LIMIT, read_full};
 use crate::proc;
@@ -28,6 +28,8 @@ pub enum Fault {
     Missing,
     /// It is not a stamped block, or not this one.
     Stamp(StampError),
+    /// It was never written, or was trimmed, and does not read as zeros.
+    NotZero,
     /// It is not the newest write that was acknowledged.
     Generation {
         /// In the block.
@@ -46,6 +48,7 @@ impl fmt::Display for Fault {
             Fault::Stamp(StampError::HeaderCrc) => f.write_str("has a torn stamp"),
             Fault::Stamp(StampError::BodyCrc) => f.write_str("has a good stamp and other data"),
             Fault::Stamp(StampError::Short) => f.write_str("is too short for a stamp"),
+            Fault::NotZero => f.write_str("should read as zeros, and holds data nobody wrote there (stale data)"),
             Fault::Generation { found, want } if found < want => {
                 write!(f, "is old: generation {found}, though {want} was acknowledged (a lost write)")
             }
@@ -63,6 +66,8 @@ pub struct Blocks {
     pub good: u64,
     /// Right ones that were overwritten in the run.
     pub overwritten: u64,
+    /// Right ones that read as zeros, since nobody wrote them in a new file, or they were trimmed.
+    pub zeros: u64,
     /// Wrong ones.
     pub bad: u64,
     /// Never stamped by anybody, and so not looked into.
@@ -72,8 +77,8 @@ pub struct Blocks {
 }
 
 /// Checks each `unit` bytes of `data` against its newest acknowledged generation in `table`. Where that is 0, the block
-/// must be as the host stamped it if `prestamped`, and may be anything if not. Blocks that `table` does not reach count
-/// as 0.
+/// must be as the host stamped it if `prestamped`, and may be anything if not; with [`GEN_ZERO`] it must read as zeros or be past the
+/// end, with [`GEN_ANY`] it may be anything. Blocks that `table` does not reach count as 0.
 ///
 /// # Errors
 ///
@@ -91,9 +96,11 @@ pub fn check_blocks(data: &mut impl Read, unit: u32, table: &[u32], prestamped: 
             (None, 0) => return Ok(out),
             (generation, _) => generation.unwrap_or(0),
         };
-        let verdict = if got == 0 {
+        let verdict = if want & GEN_ZERO != 0 {
+            if block[..got].iter().all(|b| *b == 0) { Ok(()) } else { Err(Fault::NotZero) }
+        } else if got == 0 {
             Err(Fault::Missing)
-        } else if want == 0 && (!prestamped || got < block.len()) {
+        } else if want & GEN_ANY != 0 || want == 0 && (!prestamped || got < block.len()) {
             out.skipped += 1;
             offset += u64::from(unit);
             continue;
@@ -103,7 +110,8 @@ pub fn check_blocks(data: &mut impl Read, unit: u32, table: &[u32], prestamped: 
         match verdict {
             Ok(()) => {
                 out.good += 1;
-                out.overwritten += u64::from(want > 0);
+                out.zeros += u64::from(want & GEN_ZERO != 0);
+                out.overwritten += u64::from(want > 0 && want & GEN_ZERO == 0);
             }
             Err(fault) => {
                 out.bad += 1;
@@ -339,6 +347,22 @@ mod tests {
     }
 
     #[test]
+    fn holes_and_trimmed_blocks_are_zeros() {
+        let mut data = file(&[0, 5, 3, 0, 4]);
+        data[..UNIT].fill(0);
+        data[3 * UNIT..4 * UNIT].fill(0);
+        // New, written, discarded, trimmed at generation 7, written, past the end.
+        let table = [GEN_ZERO, 5, 9 | GEN_ANY, 7 | GEN_ZERO, 4, GEN_ZERO];
+        let want = Blocks { good: 5, overwritten: 2, zeros: 3, skipped: 1, ..Blocks::default() };
+        assert_eq!(check(&data, &table, true), want);
+        assert_eq!(check(&data, &table, false), want);
+        data[3 * UNIT + 9] = 1;
+        let got = check(&data, &table, true);
+        assert_eq!((got.bad, got.first[0]), (1, (3 * UNIT as u64, Fault::NotZero)));
+        assert_eq!(check(&data[..2 * UNIT], &[GEN_ZERO, 5, 3], true).first[0].1, Fault::Missing);
+    }
+
+    #[test]
     fn a_block_nobody_wrote_must_be_as_it_was_stamped() {
         let data = file(&[0, 7]);
         assert_eq!(check(&data, &[0, 0], true).bad, 1);
@@ -377,7 +401,7 @@ mod tests {
     fn e2fsck_and_linux_judge_images() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("img");
-        let spec = crate::plan::FileSpec { path: "/data".into(), bytes: 1 << 20, unit: 4096 };
+        let spec = crate::plan::FileSpec::written("/data", 1 << 20, 4096);
         image::make_ext4(&path, 64 << 20, &[spec]).unwrap();
         e2fsck(&path).unwrap();
         match Mounted::mount(&path, dir.path()).unwrap() {

@@ -36,20 +36,33 @@ pub struct BootArgs {
     /// fio job files, one after the other; without any, the default run's points
     ///
     /// Keys: rw, rwmixread, bs, size, offset, offset_increment, numjobs, iodepth, ioengine (psync, libaio, io_uring),
-    /// direct, fsync, fdatasync, sync, runtime, time_based, number_ios, filename, verify (crc32c), randseed, stonewall,
-    /// group_reporting. I/O is direct unless direct=0 is given, which is refused.
+    /// direct, fsync, fdatasync, end_fsync, fsync_on_close, sync, runtime, time_based, number_ios, filename, fallocate,
+    /// create_on_open, file_append, overwrite, unlink, verify (crc32c), randseed, stonewall, group_reporting. I/O is direct
+    /// unless direct=0 is given. Files are there and fully written unless fallocate= (even none) or create_on_open=1 is
+    /// given: then they are made anew before each step, as fio makes them.
     #[arg(value_name = "JOB.fio")]
     pub jobs: Vec<PathBuf>,
     /// Work on this ext4 image, which is WRITTEN TO, rather than on one made for the run
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
+    /// Do the file operations in this script on the image, one per line, and show what each gave
+    ///
+    /// Operations: mkdir, rmdir, create, write, read, truncate, fallocate, rename, link, symlink, readlink, unlink, chmod, chown,
+    /// utimens, setxattr, getxattr, listxattr, removexattr, ls, stat, statfs, fiemap, seek, fsync, fdatasync, sync, remount,
+    /// mount; `expect ERRNO` before one says that it has to fail so; # begins a comment. A wrong line is told with what it
+    /// should be like.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["jobs", "modes", "json", "plot", "count_instructions"])]
+    pub script: Option<PathBuf>,
+    /// What the script's mount begins with, as mount -o takes it
+    #[arg(long, value_name = "OPTIONS", default_value = "", requires = "script")]
+    pub options: String,
     /// CPUs of the guest, 1 to 8 [default: 2, or 1 with --count-instructions]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub smp: Option<u32>,
     /// RAM of the guest, such as 512M or 2G
     #[arg(long, value_name = "M", default_value = "512M", value_parser = memory)]
     pub mem: u64,
-    /// What each write to a disk takes longer, such as 2ms, 500us or 0 [default: 2ms, or 0 with --count-instructions]
+    /// What each write to a disk takes longer, such as 2ms, 500us or 0 [default: 2ms, or 0 with --count-instructions or --script]
     #[arg(long, value_name = "TIME", value_parser = delay)]
     pub disk_delay: Option<Duration>,
     /// Which of raw, exclusive, i_data_sem, in_flight to run; mount options (dioread_lock, …) are taken as well
@@ -74,6 +87,8 @@ impl Default for BootArgs {
         BootArgs {
             jobs: Vec::new(),
             image: None,
+            script: None,
+            options: String::new(),
             smp: None,
             mem: 512 << 20,
             disk_delay: None,
@@ -94,7 +109,8 @@ impl BootArgs {
 
     /// What a write takes longer.
     pub fn delay(&self) -> Duration {
-        self.disk_delay.unwrap_or(if self.count_instructions { Duration::ZERO } else { Duration::from_millis(2) })
+        let none = self.count_instructions || self.script.is_some();
+        self.disk_delay.unwrap_or(if none { Duration::ZERO } else { Duration::from_millis(2) })
     }
 }
 
@@ -187,6 +203,9 @@ mod tests {
             (&["--modes", ""], "is not one of"),
             (&["--what"], "--what"),
             (&["--gdb", "--count-instructions"], "cannot be used with"),
+            (&["--script", "a", "b.fio"], "cannot be used with"),
+            (&["--script", "a", "--modes", "raw"], "cannot be used with"),
+            (&["--options", "ro"], "--script"),
         ] {
             let err = boot(args).unwrap_err();
             assert!(err.contains(word), "{args:?}: {err}");

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ext4_dio_protocol::Layout;
 use tempfile::TempDir;
 
-use crate::fiojob::Group;
+use crate::fiojob::{Group, JobSpec};
 use crate::image::{self, UserImage};
 use crate::plan::{self, FileSpec, Mode, Planned};
 use crate::session::{usage, uses_ext4};
@@ -43,13 +44,18 @@ impl Disks {
         let mut files = usage(plan::files_needed(groups))?;
         if let Some(user) = &user {
             for file in &mut files {
-                file.bytes = usage(user.stat(&file.path))?;
+                let there = usage(user.stat(&file.path))?;
+                file.missing = file.by_host() && there.is_none();
+                file.bytes = there.unwrap_or(0);
+                if !file.changes && !file.missing {
+                    file.span = file.bytes;
+                }
             }
             if uses_ext4(modes) {
                 usage(check::e2fsck(&user.path).context("the image has to be clean before it is used"))?;
             }
         }
-        let data = files.iter().fold(0u64, |sum, f| sum.saturating_add(f.bytes));
+        let data = files.iter().fold(0u64, |sum, f| sum.saturating_add(f.reach()));
         let ext4_bytes = user.as_ref().map_or_else(|| image::image_bytes(&files), |u| u.bytes);
         // The raw disk, a copy of a file for the checks, and for an image of ours its files and their copies in it, and
         // its metadata.
@@ -72,6 +78,16 @@ impl Disks {
         let Some(user) = &self.user else { return };
         for line in announcement(user, &self.files, planned) {
             println!("{line}");
+        }
+    }
+
+    /// Says that a script will write to an image that is not ours.
+    pub fn announce_script(&self, script: &str, lines: usize) {
+        if let Some(user) = &self.user {
+            println!(
+                "{} is opened for WRITING: the {lines} operations of {script} are done on it for good",
+                user.path.display()
+            );
         }
     }
 
@@ -118,6 +134,10 @@ fn announcement(user: &UserImage, files: &[FileSpec], planned: &Planned) -> Vec<
     let mut lines = vec![format!("{} is opened for WRITING:", user.path.display())];
     let ext4: Vec<&str> = planned.modes.iter().filter(|m| **m != Mode::Raw).map(|m| m.name()).collect();
     for file in files {
+        if file.changes || file.missing {
+            lines.push(announce_made(file, planned));
+            continue;
+        }
         let jobs = planned.groups.iter().flat_map(|g| &g.jobs).filter(|j| j.filename.as_deref() == Some(&file.path));
         let writers: Vec<_> = jobs.filter(|j| j.writes()).collect();
         if writers.is_empty() || ext4.is_empty() {
@@ -147,6 +167,33 @@ fn announcement(user: &UserImage, files: &[FileSpec], planned: &Planned) -> Vec<
     }
     lines.push("  Nothing else in it is written; no other file's data changes.".into());
     lines
+}
+
+/// A file that jobs make, remove or let grow.
+fn announce_made(file: &FileSpec, planned: &Planned) -> String {
+    let jobs = planned.groups.iter().flat_map(|g| &g.jobs).filter(|j| j.filename.as_deref() == Some(&file.path));
+    let jobs: Vec<_> = jobs.collect();
+    let anew = jobs.iter().any(|j| matches!(j.layout(), Layout::Fresh | Layout::OnOpen));
+    let mut what: Vec<String> = Vec::new();
+    match (anew, file.missing || file.bytes == 0) {
+        (true, true) => what.push("is made anew before each step".into()),
+        (true, false) => {
+            what.push(format!("is REMOVED, with its {} bytes, and made anew before each step", file.bytes))
+        }
+        (false, true) => what.push("is made".into()),
+        (false, false) => {}
+    }
+    if jobs.iter().any(|j| j.layout() == Layout::Append) {
+        what.push(format!("grows by up to {} bytes in each step", file.append));
+    }
+    if jobs.iter().any(|j| j.unlink) {
+        what.push("is REMOVED after the step".into());
+    }
+    format!("  {}: {}, up to {} bytes, by [{}]", file.path, what.join(", "), file.reach(), names(&jobs))
+}
+
+fn names(jobs: &[&JobSpec]) -> String {
+    jobs.iter().map(|j| j.name.as_str()).collect::<Vec<_>>().join("] [")
 }
 
 #[cfg(test)]
@@ -183,7 +230,7 @@ mod tests {
     fn a_users_image_is_never_used_without_a_word() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("img");
-        let file = |p: &str| FileSpec { path: p.into(), bytes: 1 << 20, unit: 4096 };
+        let file = |p: &str| FileSpec::written(p, 1 << 20, 4096);
         image::make_ext4(&path, 64 << 20, &[file("/data"), file("/b")]).unwrap();
         let text = "[w]\nfilename=/data\nrw=randwrite\nsize=64k\noffset=64k\nnumjobs=2\noffset_increment=128k\n\
                     [r]\nfilename=/b\n";
@@ -207,10 +254,24 @@ mod tests {
         assert!(text.contains("journal"), "{text}");
         assert!(!disks.for_qemu(Duration::ZERO)[0].scratch, "flushes of a user's image are real");
         drop(disks);
-        // A file that is not there, and the default run's file of another length, are told at once.
-        let groups = crate::fiojob::parse("[w]\nfilename=/none\n", "a.fio").unwrap();
-        let err = Disks::prepare(Some(&path), &groups, &Mode::ALL, dir.path()).unwrap_err();
-        assert!(err.to_string().contains("no file /none") && err.is::<crate::session::Usage>());
+        // A file that is not there is made; the default run's file of another length is told at once.
+        let text = "[w]\nfilename=/none\nsize=64k\n[f]\nfilename=/b\nrw=write\nsize=64k\nfallocate=none\nunlink=1\n\
+                    [g]\nfilename=/data\nrw=write\nsize=8k\nfile_append=1\n";
+        let groups = crate::fiojob::parse(text, "a.fio").unwrap();
+        let disks = Disks::prepare(Some(&path), &groups, &Mode::ALL, dir.path()).unwrap();
+        let settings = Settings { count_instructions: false, memory: 1 << 30, rounds: 1 };
+        let planned = plan::build(groups, &Mode::ALL, &disks.files, settings).unwrap();
+        let layouts: Vec<Layout> = planned.plan.steps[1].jobs.iter().map(|j| j.layout).collect();
+        assert_eq!(layouts, [Layout::Written, Layout::Fresh, Layout::Append]);
+        let text = announcement(disks.user.as_ref().unwrap(), &disks.files, &planned).join("\n");
+        for want in [
+            "/none: is made, up to 65536 bytes, by [w]",
+            "/b: is REMOVED, with its 1048576 bytes, and made anew before each step, is REMOVED after the step",
+            "/data: grows by up to 8192 bytes in each step",
+        ] {
+            assert!(text.contains(want), "{text}");
+        }
+        drop(disks);
         let disks = Disks::prepare(Some(&path), &default_groups(), &Mode::ALL, dir.path()).unwrap();
         assert!(disks.files[0].bytes < DEFAULT_FILE_BYTES);
         let settings = Settings { count_instructions: false, memory: 1 << 30, rounds: 1 };

@@ -91,7 +91,7 @@ fn direction(stats: &IoStats, elapsed_ns: u64) -> Value {
 fn latency_shares(result: &JobResult, unit_ns: f64, from: f64, limits: &[u32], over: bool) -> Value {
     let mut shares = vec![0.0; limits.len() + 1];
     let mut total = 0.0;
-    for stats in [&result.read, &result.write] {
+    for stats in [&result.read, &result.write, &result.trim] {
         for (i, &n) in stats.lat_log2.iter().enumerate() {
             total += n as f64;
             let middle = bucket_start(i) * 1.5;
@@ -146,7 +146,7 @@ fn job(
         "job options": listed,
         "read": direction(&result.read, result.elapsed_ns),
         "write": direction(&result.write, result.elapsed_ns),
-        "trim": direction(&IoStats::default(), 0),
+        "trim": direction(&result.trim, result.elapsed_ns),
         "sync": { "total_ios": result.syncs, "lat_ns": latency(&sync, false) },
         "job_runtime": run_ms,
         "usr_cpu": 0.0, "sys_cpu": 0.0, "ctx": 0, "majf": 0, "minf": 0,

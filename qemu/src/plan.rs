@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Result, bail, ensure};
-use ext4_dio_protocol::{Engine, Job, Plan, Rw, Step, Target};
+use ext4_dio_protocol::{Engine, Fallocate, Job, Layout, Plan, Rw, Step, Target};
 
 use crate::fiojob::{Amount, Group, JobSpec};
 
@@ -150,10 +150,35 @@ impl Planned {
 pub struct FileSpec {
     /// Absolute path in the image.
     pub path: String,
-    /// Length.
+    /// Length before the run; 0 if the guest makes it.
     pub bytes: u64,
     /// Bytes per stamp.
     pub unit: u32,
+    /// How far jobs reach that begin at its start.
+    pub span: u64,
+    /// How far jobs reach behind its end.
+    pub append: u64,
+    /// Some job makes it anew, appends to it or removes it: its length says nothing.
+    pub changes: bool,
+    /// Jobs take it for granted, but it is not there.
+    pub missing: bool,
+}
+
+impl FileSpec {
+    /// A file of `bytes` that is there, all written.
+    pub fn written(path: &str, bytes: u64, unit: u32) -> FileSpec {
+        FileSpec { path: path.into(), bytes, unit, span: bytes, append: 0, changes: false, missing: false }
+    }
+
+    /// Bytes that jobs touch.
+    pub fn reach(&self) -> u64 {
+        self.span.max(self.bytes).saturating_add(self.append)
+    }
+
+    /// Whether the host makes it, for an image that is made for the run.
+    pub fn by_host(&self) -> bool {
+        self.bytes > 0
+    }
 }
 
 /// The default run: random 4 KiB overwrites of one file by ever more writers.
@@ -234,9 +259,19 @@ pub fn files_needed(groups: &[Group]) -> Result<Vec<FileSpec>> {
             _ => start.saturating_add(DEFAULT_FILE_BYTES),
         };
         ensure!(bytes <= MAX_FILE_BYTES, "{}: [{}] reaches past 16 TiB, ext4's longest file", job.origin, job.name);
-        match files.iter_mut().find(|f| f.path == path) {
-            Some(file) => file.bytes = file.bytes.max(bytes),
-            None => files.push(FileSpec { path: path.into(), bytes, unit: 4096 }),
+        let at = files.iter().position(|f| f.path == path).unwrap_or(files.len());
+        if at == files.len() {
+            files.push(FileSpec::written(path, 0, 4096));
+        }
+        let file = &mut files[at];
+        file.changes |= job.unlink || job.layout() != Layout::There;
+        match job.layout() {
+            Layout::Append => file.append = file.append.max(bytes),
+            Layout::Fresh | Layout::OnOpen => file.span = file.span.max(bytes),
+            Layout::There | Layout::Written => {
+                file.span = file.span.max(bytes);
+                file.bytes = file.span;
+            }
         }
     }
     for file in &mut files {
@@ -245,8 +280,12 @@ pub fn files_needed(groups: &[Group]) -> Result<Vec<FileSpec>> {
             file.unit = unit;
         }
         // Whole stamps and whole blocks.
-        file.bytes = file.bytes.next_multiple_of(u64::from(file.unit));
-        file.bytes = file.bytes.max(u64::from(file.unit));
+        let unit = u64::from(file.unit);
+        file.span = file.span.next_multiple_of(unit);
+        file.append = file.append.next_multiple_of(unit);
+        if file.by_host() {
+            file.bytes = file.span.max(unit);
+        }
     }
     Ok(files)
 }
@@ -317,7 +356,6 @@ fn turns(modes: &[Mode], rounds: u32) -> impl Iterator<Item = (u32, Mode)> {
 /// A job that reaches past its file, that is not aligned, or that needs more memory than the guest has.
 pub fn build(groups: Vec<Group>, modes: &[Mode], files: &[FileSpec], settings: Settings) -> Result<Planned> {
     ensure!(!modes.is_empty(), "no mode to run in");
-    let lens: BTreeMap<&str, u64> = files.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
     for group in &groups {
         check_memory(group, settings.memory)?;
     }
@@ -339,8 +377,10 @@ pub fn build(groups: Vec<Group>, modes: &[Mode], files: &[FileSpec], settings: S
             let mut jobs = Vec::new();
             for spec in &group.jobs {
                 let path = filename(spec)?;
-                let Some(&len) = lens.get(path) else { bail!("{}: no file {path}", spec.origin) };
-                let mut job = place(spec, len, bases.get(path).copied().filter(|_| mode == Mode::Raw))?;
+                let Some(file) = files.iter().find(|f| f.path == path) else {
+                    bail!("{}: no file {path}", spec.origin)
+                };
+                let mut job = place(spec, file, bases.get(path).copied().filter(|_| mode == Mode::Raw))?;
                 job.randseed = job.randseed.wrapping_add(u64::from(round) << 16);
                 job.verify &= mode != Mode::Raw || raw_unit.is_some();
                 jobs.push(job);
@@ -349,8 +389,8 @@ pub fn build(groups: Vec<Group>, modes: &[Mode], files: &[FileSpec], settings: S
             points.push(Point { step: id, group: index, mode });
         }
     }
-    let tables = steps.iter().flat_map(|s| &s.jobs).any(|j| j.verify && !matches!(j.rw, Rw::Read | Rw::RandRead));
-    let plan = Plan { steps, progress_ms: 200, tables, count_instructions: settings.count_instructions };
+    let tables = steps.iter().flat_map(|s| &s.jobs).any(|j| j.verify && j.rw.changes());
+    let plan = Plan { steps, script: None, progress_ms: 200, tables, count_instructions: settings.count_instructions };
     Ok(Planned { plan, points, groups, modes: modes.into(), raw_bytes, raw_unit, raw_note })
 }
 
@@ -380,13 +420,22 @@ fn raw_layout(files: &[FileSpec], unit: Option<u32>) -> (BTreeMap<&str, u64>, u6
     let mut end = 0;
     for file in files {
         bases.insert(file.path.as_str(), end);
-        end = (end + file.bytes).next_multiple_of(align);
+        end = (end + file.reach()).next_multiple_of(align);
     }
     (bases, end)
 }
 
-/// A job on a file of `len` bytes, or on that file's region of the raw disk.
-fn place(spec: &JobSpec, len: u64, raw_base: Option<u64>) -> Result<Job> {
+/// A job on a file, or on that file's region of the raw disk.
+fn place(spec: &JobSpec, file: &FileSpec, raw_base: Option<u64>) -> Result<Job> {
+    let layout = match (raw_base, spec.layout()) {
+        (Some(_), _) => Layout::There,
+        (None, Layout::There) if file.missing => Layout::Written,
+        (None, layout) => layout,
+    };
+    let appends = spec.layout() == Layout::Append;
+    let len = if appends { file.append } else { file.span.max(file.bytes) };
+    // Where the file would end, for what is appended to it on a disk that has no files.
+    let raw_base = raw_base.map(|base| if appends { base + file.span.max(file.bytes) } else { base });
     let offset = spec.offset.of(len);
     let increment = spec.offset_increment.of(len);
     let size = spec.size.map(|s| s.of(len));
@@ -395,6 +444,9 @@ fn place(spec: &JobSpec, len: u64, raw_base: Option<u64>) -> Result<Job> {
     let what = |why: String| anyhow::anyhow!("{}: [{}]: {why}", spec.origin, spec.name);
     if end.is_none_or(|end| end > len) {
         return Err(what(format!("reaches past the end of {}, which has {len} bytes", filename(spec)?)));
+    }
+    if spec.verify && !spec.skip.is_multiple_of(u64::from(spec.bs)) {
+        return Err(what(format!("rw= leaves out {} bytes, which has to be a multiple of bs with verify=", spec.skip)));
     }
     let grain = if spec.verify { u64::from(spec.bs) } else { 512 };
     if !offset.is_multiple_of(grain) || (spec.numjobs > 1 && !increment.is_multiple_of(grain)) {
@@ -423,6 +475,14 @@ fn place(spec: &JobSpec, len: u64, raw_base: Option<u64>) -> Result<Job> {
         runtime_ms: spec.runtime_ms,
         time_based: spec.time_based,
         number_ios: spec.number_ios,
+        direct: spec.direct,
+        layout,
+        fallocate: if raw_base.is_some() { Fallocate::None } else { spec.fallocate.unwrap_or_default() },
+        file_bytes: if layout == Layout::There { 0 } else { len },
+        skip: spec.skip,
+        unlink: spec.unlink && raw_base.is_none(),
+        end_fsync: spec.end_fsync,
+        fsync_on_close: spec.fsync_on_close,
         verify: spec.verify,
         randseed: spec.randseed,
     })

@@ -22,6 +22,28 @@ impl Progress for Silent {
     fn end(&mut self) {}
 }
 
+/// Shows what each line of a script gave.
+#[derive(Debug)]
+pub struct Lines<W>(pub W);
+
+impl<W: Write> Progress for Lines<W> {
+    fn event(&mut self, _plan: &Plan, event: &Event) {
+        let Event::Ran { line, text, out } = event else { return };
+        // Somebody who reads no more is no reason to stop.
+        let _ = match out.as_str() {
+            "" => writeln!(self.0, "{line:4}  {text}"),
+            out if out.contains('\n') => {
+                writeln!(self.0, "{line:4}  {text}\n        {}", out.replace('\n', "\n        "))
+            }
+            out => writeln!(self.0, "{line:4}  {text}: {out}"),
+        };
+    }
+
+    fn end(&mut self) {
+        let _ = self.0.flush();
+    }
+}
+
 /// Writes to a terminal or a file.
 #[derive(Debug)]
 pub struct Ticker<W> {
@@ -69,7 +91,7 @@ impl<W: Write> Progress for Ticker<W> {
                 self.show(&format!("{} {:4}.{} s {iops:8} IOPS", step(*id), elapsed_ms / 1000, elapsed_ms / 100 % 10));
             }
             Event::StepDone { step: id, elapsed_ns, jobs, instructions, .. } => {
-                let ios: u64 = jobs.iter().map(|j: &JobResult| j.read.ios + j.write.ios).sum();
+                let ios: u64 = jobs.iter().map(|j: &JobResult| j.read.ios + j.write.ios + j.trim.ios).sum();
                 let iops = ios as f64 * 1e9 / (*elapsed_ns).max(1) as f64;
                 // The clock of a guest whose instructions are counted has nothing to do with ours.
                 let line = match instructions {
@@ -127,6 +149,16 @@ mod tests {
         assert!(text.contains("[ 2/2] step 1"), "{text:?}");
         assert!(text.contains("1.5 s     2000 IOPS"), "{text:?}");
         assert!(text.ends_with("\r\x1b[K"));
+    }
+
+    #[test]
+    fn a_line_of_a_script_and_what_it_gave() {
+        let mut lines = Lines(Vec::new());
+        for out in ["", "ENOENT, as expected", "a\nb"] {
+            lines.event(&plan(0), &Event::Ran { line: 7, text: "op /x".into(), out: out.into() });
+        }
+        let text = String::from_utf8(lines.0).unwrap();
+        assert_eq!(text, "   7  op /x\n   7  op /x: ENOENT, as expected\n   7  op /x\n        a\n        b\n");
     }
 
     #[test]

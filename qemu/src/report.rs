@@ -207,7 +207,8 @@ pub fn mode_failures(planned: &Planned, out: &Outcome, overwrites: bool) -> Vec<
         let (own, others) = match mode {
             Mode::Raw => continue,
             Mode::Exclusive => (c.exclusive, c.i_data_sem + c.in_flight),
-            Mode::IDataSem => (c.i_data_sem, c.in_flight + if overwrites { c.exclusive } else { 0 }),
+            // Blocks are allocated and converted with nothing held in either mode.
+            Mode::IDataSem => (c.i_data_sem, if overwrites { c.in_flight + c.exclusive } else { 0 }),
             Mode::InFlight => (c.in_flight, c.i_data_sem + if overwrites { c.exclusive } else { 0 }),
         };
         if others > 0 || (overwrites && own == 0) {

@@ -88,7 +88,7 @@ pub struct StepResult {
 impl StepResult {
     /// I/Os done.
     pub fn ios(&self) -> u64 {
-        self.jobs.iter().map(|j| j.read.ios + j.write.ios).sum()
+        self.jobs.iter().map(|j| j.read.ios + j.write.ios + j.trim.ios).sum()
     }
 
     /// Both, one after the other.
@@ -115,6 +115,7 @@ fn job_sum(a: &JobResult, b: &JobResult) -> JobResult {
     JobResult {
         read: stats_sum(&a.read, &b.read),
         write: stats_sum(&a.write, &b.write),
+        trim: stats_sum(&a.trim, &b.trim),
         syncs: a.syncs + b.syncs,
         errors: a.errors + b.errors,
         first_error: if a.first_error != 0 { a.first_error } else { b.first_error },
@@ -171,6 +172,8 @@ pub struct Outcome {
     pub log: VecDeque<String>,
     /// How it ended.
     pub end: Option<End>,
+    /// Lines of the script that did as they should.
+    pub ran: usize,
     /// It went through the whole plan.
     pub done: bool,
     /// What went wrong, in order; empty if all went well.
@@ -351,6 +354,7 @@ fn take_event(json: &str, plan: &Plan, out: &mut Outcome, watch: &mut Watch, pro
             let at = out.tables.last().map_or(0, |t| t.at.saturating_add(t.blocks.saturating_mul(4)));
             out.tables.push(TableHead { disk, file, unit, blocks, at });
         }
+        Event::Ran { .. } => out.ran += 1,
         Event::Failed { step, message } => {
             let place = step.map(|s| format!("{}: ", label(plan, s))).unwrap_or_default();
             out.failures.push(format!("the guest says: {place}{message}"));
@@ -394,8 +398,7 @@ fn judge(out: &mut Outcome, plan: &Plan) {
         };
         for (job, r) in step.jobs.iter().zip(&result.jobs).filter(|(_, r)| r.errors > 0) {
             let error = std::io::Error::from_raw_os_error(r.first_error.abs());
-            // What an overwrite cannot do: allocate, or convert an unwritten range.
-            let hint = if r.first_error.abs() == 95 { ": a hole, an unwritten range or the file's end?" } else { "" };
+            let hint = if r.first_error.abs() == 95 && job.rw.trims() { ": a disk that does not discard?" } else { "" };
             out.failures
                 .push(format!("{}: [{}]: {} I/Os failed, first with {error}{hint}", step.label, job.name, r.errors));
         }

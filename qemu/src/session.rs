@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use ext4_dio_protocol::{Event, Plan};
+use ext4_dio_protocol::script::{self, ScriptError};
+use ext4_dio_protocol::{Event, Job, Plan, Script};
 
 use crate::cli::BootArgs;
 use crate::disks::Disks;
 use crate::fiojob::{self, Group};
-use crate::plan::{self, Mode, Planned, Settings};
+use crate::plan::{self, EXT4_DISK, Mode, Planned, Settings};
 use crate::proc::{self, Interrupted};
-use crate::progress::{Silent, Ticker};
+use crate::progress::{Lines, Progress, Silent, Ticker};
 use crate::qemu::{Accel, Config, Machine};
 use crate::report::{self, Matrix};
 use crate::run::{self, End, Limits, Outcome};
@@ -38,7 +39,7 @@ pub fn exit_status(result: Result<bool>) -> u8 {
             eprintln!("ext4-dio: {e:#}");
             if e.is::<Interrupted>() {
                 130
-            } else if e.is::<Usage>() || e.is::<fiojob::Error>() || e.is::<deps::Missing>() {
+            } else if e.is::<Usage>() || e.is::<fiojob::Error>() || e.is::<ScriptError>() || e.is::<deps::Missing>() {
                 2
             } else {
                 1
@@ -54,6 +55,9 @@ pub fn exit_status(result: Result<bool>) -> u8 {
 /// The run could not get as far as a verdict.
 pub fn run(args: &BootArgs) -> Result<bool> {
     let start = Instant::now();
+    if let Some(path) = &args.script {
+        return run_script(args, path, start);
+    }
     let groups = load_groups(args)?;
     deps::ensure(&deps::ALL, &mut deps::Host)?;
     eprintln!("building the guest");
@@ -69,11 +73,16 @@ pub fn run(args: &BootArgs) -> Result<bool> {
     disks.announce(&planned);
     disks.fill(&planned)?;
     let accel = choose_accel(args, &kernel)?;
-    let out = boot(args, &kernel, &planned, &disks, &accel)?;
+    let out = boot(args, &kernel, &planned, &disks, &accel, &mut Ticker::stderr())?;
 
     write_log(&target, &out.log);
     report(args, &planned, &out, &accel.name(), &target)?;
     let verdict = verdict::tell(args, &planned, &out, &disks)?;
+    Ok(conclude(verdict, disks, start, built))
+}
+
+/// The last line, and whether everything held.
+fn conclude(verdict: verdict::Verdict, disks: Disks, start: Instant, built: Instant) -> bool {
     println!(
         "{} after {:.0} s, {:.0} s of them installing and building",
         if verdict.held { "everything held" } else { "NOT EVERYTHING HELD" },
@@ -83,7 +92,33 @@ pub fn run(args: &BootArgs) -> Result<bool> {
     if verdict.disks_at_fault {
         disks.keep();
     }
-    Ok(verdict.held)
+    verdict.held
+}
+
+/// Runs the script in the guest, and checks the image afterwards.
+fn run_script(args: &BootArgs, path: &Path, start: Instant) -> Result<bool> {
+    let shown = path.display().to_string();
+    let text = fs::read_to_string(path).map_err(|e| Usage(format!("cannot read the script {shown}: {e}")))?;
+    let lines = script::parse(&text, &shown)?;
+    deps::ensure(&deps::ALL, &mut deps::Host)?;
+    eprintln!("building the guest");
+    let kernel = guest_build::build()?;
+    proc::check_interrupt()?;
+    let built = Instant::now();
+
+    let target = guest_build::target_dir();
+    let modes = [Mode::InFlight];
+    let mut disks = Disks::prepare(args.image.as_deref(), &[], &modes, &target)?;
+    let settings = Settings { count_instructions: false, memory: args.mem, rounds: 1 };
+    let mut planned = plan::build(Vec::new(), &modes, &[], settings)?;
+    disks.announce_script(&shown, lines.len());
+    disks.fill(&planned)?;
+    planned.plan.script = Some(Script { file: shown, disk: EXT4_DISK, options: args.options.clone(), lines });
+    let accel = choose_accel(args, &kernel)?;
+    let out = boot(args, &kernel, &planned, &disks, &accel, &mut Lines(std::io::stdout()))?;
+    write_log(&target, &out.log);
+    let verdict = verdict::tell_script(&planned, &out, &disks)?;
+    Ok(conclude(verdict, disks, start, built))
 }
 
 /// What is to be run.
@@ -142,7 +177,7 @@ fn choose_accel(args: &BootArgs, kernel: &Path) -> Result<Choice> {
 /// and what runs in it dies.
 fn probe_kvm(args: &BootArgs, kernel: &Path) -> Result<Option<String>> {
     let dir = tempfile::Builder::new().prefix("ext4-dio-").tempdir().context("temporary directory")?;
-    let plan = Plan { steps: Vec::new(), progress_ms: 1000, tables: false, count_instructions: false };
+    let plan = Plan { steps: Vec::new(), script: None, progress_ms: 1000, tables: false, count_instructions: false };
     let config = config(args, kernel, &plan, Accel::Kvm, dir.path(), Vec::new())?;
     let mut vm = Machine::boot(&config)?;
     let limits = Limits { silence: Duration::from_secs(5), grace: Duration::ZERO };
@@ -178,7 +213,14 @@ fn config(
 }
 
 /// Runs the plan.
-fn boot(args: &BootArgs, kernel: &Path, planned: &Planned, disks: &Disks, choice: &Choice) -> Result<Outcome> {
+fn boot(
+    args: &BootArgs,
+    kernel: &Path,
+    planned: &Planned,
+    disks: &Disks,
+    choice: &Choice,
+    progress: &mut dyn Progress,
+) -> Result<Outcome> {
     // gdb's breakpoints and the first stop are simplest without KVM.
     let accel = if args.gdb && choice.accel == Accel::Kvm { Accel::Tcg } else { choice.accel };
     let config = config(args, kernel, &planned.plan, accel, disks.small.path(), disks.for_qemu(args.delay()))?;
@@ -205,7 +247,7 @@ fn boot(args: &BootArgs, kernel: &Path, planned: &Planned, disks: &Disks, choice
         Some(limits(planned))
     };
     let mut vm = Machine::boot(&config)?;
-    let mut out = run::drive(&mut vm, &planned.plan, limits, symbols, &mut Ticker::stderr())?;
+    let mut out = run::drive(&mut vm, &planned.plan, limits, symbols, progress)?;
     if let Some(Event::Boot { cpus, .. }) = out.boot
         && cpus != config.smp
     {
@@ -217,7 +259,8 @@ fn boot(args: &BootArgs, kernel: &Path, planned: &Planned, disks: &Disks, choice
 /// How long a guest may be silent: it reads stamped blocks back after a step, at 10 MB/s or more.
 fn limits(planned: &Planned) -> Limits {
     let stamped = |s: &ext4_dio_protocol::Step| -> u64 {
-        s.jobs.iter().filter(|j| j.verify).map(|j| j.size.unwrap_or(0).saturating_mul(u64::from(j.numjobs))).sum()
+        let bytes = |j: &Job| j.file_bytes.saturating_add(j.size.unwrap_or(0).saturating_mul(u64::from(j.numjobs)));
+        s.jobs.iter().filter(|j| j.verify).map(bytes).fold(0, u64::saturating_add)
     };
     let most = planned.plan.steps.iter().map(stamped).max().unwrap_or(0);
     Limits { silence: Duration::from_secs(30 + (most / 10_000_000).min(600)), grace: Duration::from_secs(5) }
@@ -292,6 +335,7 @@ mod tests {
         assert_eq!(exit_status(Err(Interrupted.into())), 130);
         assert_eq!(exit_status(Err(Usage("x".into()).into())), 2);
         assert_eq!(exit_status(fiojob::parse("", "x").map(|_| true).map_err(Into::into)), 2);
+        assert_eq!(exit_status(script::parse("", "x").map(|_| true).map_err(Into::into)), 2);
         assert_eq!(exit_status(Err(anyhow::anyhow!("x"))), 1);
         assert_eq!(exit_status(Err(anyhow::Error::from(Interrupted).context("while booting"))), 130);
     }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use ext4_dio_protocol::ExitCode;
 
 use crate::check::{self, Blocks, MountResult, Mounted};
 use crate::cli::BootArgs;
@@ -13,7 +14,7 @@ use crate::image;
 use crate::plan::{EXT4_DISK, Mode, Planned, RAW_DISK};
 use crate::proc::Interrupted;
 use crate::report;
-use crate::run::{Outcome, TableHead};
+use crate::run::{End, Outcome, TableHead};
 use crate::session::{log_tail, uses_ext4};
 
 /// Collects what held and what did not, and shows it as it comes.
@@ -96,29 +97,66 @@ pub fn tell(args: &BootArgs, planned: &Planned, out: &Outcome, disks: &Disks) ->
             findings.ok(format!("the guest read {good} blocks back after its steps: all right"));
         }
         for (disk, file) in targets(planned) {
+            if is_removed(planned, out, disk, &file) {
+                findings.ok(format!("{file} was removed after its last step"));
+                continue;
+            }
             findings.take(check_target(planned, out, disks, disk, &file))?;
         }
     }
     if uses_ext4(&planned.modes) {
-        findings.take(check::e2fsck(&disks.ext4).map(|()| "e2fsck -fn finds nothing".into()))?;
-        match through_linux(disks) {
-            Ok(Ok(what)) => findings.ok(what),
-            Ok(Err(why)) => findings.skipped(format!("not mounted by Linux: {why}")),
-            other => findings.take(other.map(|_| String::new()))?,
-        }
+        check_image(&mut findings, disks, through_linux)?;
     }
     Ok(Verdict { held: findings.held, disks_at_fault: findings.disks_at_fault })
+}
+
+/// Checks what a script told and left, and shows it.
+///
+/// # Errors
+///
+/// The user stopped it.
+pub fn tell_script(planned: &Planned, out: &Outcome, disks: &Disks) -> Result<Verdict> {
+    let mut findings = Findings { held: true, disks_at_fault: false };
+    println!("\nchecks");
+    for failure in &out.failures {
+        findings.failed(failure);
+    }
+    let lines = planned.plan.script.as_ref().map_or(0, |s| s.lines.len());
+    if out.failures.is_empty() && out.ran == lines {
+        findings.ok(format!("all {lines} operations did as they should"));
+    } else {
+        findings.failed(format!("{} of {lines} operations did as they should", out.ran));
+        log_tail(&out.log).for_each(|l| println!("  {l}"));
+    }
+    let known = [ExitCode::Success, ExitCode::Failed].map(|code| Some(End::Code(code.qemu_status())));
+    if known.contains(&out.end) {
+        check_image(&mut findings, disks, all_through_linux)?;
+    } else {
+        findings.skipped("the image is not looked at: the guest did not unmount it");
+    }
+    Ok(Verdict { held: findings.held, disks_at_fault: findings.disks_at_fault })
+}
+
+/// The image as a whole.
+fn check_image(
+    findings: &mut Findings,
+    disks: &Disks,
+    through_linux: fn(&Disks) -> Result<Result<String, String>>,
+) -> Result<()> {
+    findings.take(check::e2fsck(&disks.ext4).map(|()| "e2fsck -fn finds nothing".into()))?;
+    match through_linux(disks) {
+        Ok(Ok(what)) => findings.ok(what),
+        Ok(Err(why)) => findings.skipped(format!("not mounted by Linux: {why}")),
+        other => findings.take(other.map(|_| String::new()))?,
+    }
+    Ok(())
 }
 
 /// The disks and files whose blocks jobs stamp.
 fn targets(planned: &Planned) -> Vec<(u32, String)> {
     let mut targets = Vec::new();
     for (point, step) in planned.points.iter().zip(&planned.plan.steps) {
-        for job in step
-            .jobs
-            .iter()
-            .filter(|j| j.verify && !matches!(j.rw, ext4_dio_protocol::Rw::Read | ext4_dio_protocol::Rw::RandRead))
-        {
+        for job in step.jobs.iter().filter(|j| j.verify && j.rw.changes()) {
             let target =
                 if point.mode == Mode::Raw { (RAW_DISK, String::new()) } else { (EXT4_DISK, job.filename.clone()) };
             if !targets.contains(&target) {
@@ -127,6 +165,12 @@ fn targets(planned: &Planned) -> Vec<(u32, String)> {
         }
     }
     targets
+}
+
+/// Whether jobs remove the file, and it was gone in the end.
+fn is_removed(planned: &Planned, out: &Outcome, disk: u32, file: &str) -> bool {
+    let removes = planned.plan.steps.iter().flat_map(|s| &s.jobs).any(|j| j.unlink && j.filename == file);
+    removes && out.done && !out.tables.iter().any(|t| t.disk == disk && t.file == file)
 }
 
 /// Every block of a target against the guest's table of it.
@@ -145,8 +189,10 @@ fn check_target(planned: &Planned, out: &Outcome, disks: &Disks, disk: u32, file
         let copy = copy_of(disks, file);
         let spec = disks.files.iter().find(|f| f.path == file).context("an unknown file")?;
         let data = image::dump(&disks.ext4, file, &copy)?;
-        ensure!(data.metadata()?.len() == spec.bytes, "{shown} changed its length to {}", data.metadata()?.len());
-        (Box::new(data), spec.bytes, disks.prestamped() && spec.unit == head.unit)
+        let length = data.metadata()?.len();
+        ensure!(spec.changes || spec.missing || length == spec.bytes, "{shown} changed its length to {length}");
+        let bytes = if spec.changes || spec.missing { u64::MAX } else { spec.bytes };
+        (Box::new(data), bytes, disks.prestamped() && spec.by_host() && spec.unit == head.unit)
     };
     let reach = bytes / u64::from(head.unit.max(1));
     // Entries behind the region are of a disk's empty rest: nobody wrote there.
@@ -168,16 +214,23 @@ fn describe(blocks: &Blocks, shown: &str, head: &TableHead) -> Result<String> {
             blocks.first.iter().map(|(at, fault)| format!("\n  the block at {at} {fault}")).collect();
         bail!("{shown}: {} of {} blocks are wrong{}", blocks.bad, blocks.bad + blocks.good, first.concat());
     }
-    ensure!(blocks.overwritten > 0, "{shown}: no block was overwritten");
+    ensure!(blocks.overwritten + blocks.zeros > 0, "{shown}: no block was overwritten");
     let skipped = if blocks.skipped > 0 {
         format!("; {} others were not written and not looked into", blocks.skipped)
     } else {
         String::new()
     };
+    let zeros = if blocks.zeros > 0 {
+        format!("; {} that nobody wrote, or that were trimmed, are zeros", blocks.zeros)
+    } else {
+        String::new()
+    };
     Ok(format!(
         "{shown}: all {} blocks of {} bytes carry their offset and a good checksum; {} were overwritten, and each is the \
-         newest acknowledged write{skipped}",
-        blocks.good, head.unit, blocks.overwritten
+         newest acknowledged write{zeros}{skipped}",
+        blocks.good - blocks.zeros,
+        head.unit,
+        blocks.overwritten
     ))
 }
 
@@ -195,10 +248,58 @@ fn through_linux(disks: &Disks) -> Result<Result<String, String>> {
     };
     let mut bytes = 0;
     for file in &disks.files {
+        if (file.changes || file.missing) && !mounted.path(&file.path).exists() {
+            continue;
+        }
         bytes += compare(&mounted.path(&file.path), &copy_of(disks, &file.path), disks, &file.path)?;
     }
     mounted.unmount()?;
     Ok(Ok(format!("Linux mounts the image and reads the same {bytes} bytes")))
+}
+
+/// Files of an image that are compared; there may be any number.
+const MAX_COMPARED: usize = 500;
+
+/// [`through_linux`] for whatever files there are.
+fn all_through_linux(disks: &Disks) -> Result<Result<String, String>> {
+    let mounted = match Mounted::mount(&disks.ext4, disks.large.path())? {
+        MountResult::Mounted(mounted) => mounted,
+        MountResult::Unable(why) => return Ok(Err(why)),
+    };
+    let root = mounted.path("/");
+    let mut files = Vec::new();
+    let (mut directories, mut others) = (vec![root.clone()], 0);
+    while let Some(directory) = directories.pop() {
+        let entries =
+            std::fs::read_dir(&directory).with_context(|| format!("Linux cannot list {}", directory.display()))?;
+        for entry in entries {
+            let entry = entry.context("Linux cannot list a directory of the image")?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                directories.push(entry.path());
+            } else if kind.is_file() {
+                files.push(entry.path());
+            } else {
+                std::fs::symlink_metadata(entry.path()).context("Linux cannot look at a file of the image")?;
+                others += 1;
+            }
+        }
+    }
+    files.sort();
+    // debugfs takes no quotes in names.
+    files.retain(|f| f.to_str().is_some_and(|f| !f.contains('"')));
+    let (mut bytes, compared) = (0, files.len().min(MAX_COMPARED));
+    for (n, path) in files.iter().take(MAX_COMPARED).enumerate() {
+        let name = format!("/{}", path.strip_prefix(&root)?.display());
+        let copy = disks.large.path().join(format!("copy-{n}"));
+        bytes += compare(path, &copy, disks, &name)?;
+        std::fs::remove_file(&copy).with_context(|| format!("cannot remove {}", copy.display()))?;
+    }
+    mounted.unmount()?;
+    Ok(Ok(format!(
+        "Linux mounts the image, lists {} files and {others} others, and reads the same {bytes} bytes in {compared} of them",
+        files.len()
+    )))
 }
 
 fn compare(theirs: &Path, copy: &Path, disks: &Disks, file: &str) -> Result<u64> {

@@ -5,9 +5,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use ext4_dio_protocol::{Engine, IoStats, Job, JobResult, Rw, STAMP_LEN, Stamp};
+use ext4_dio_protocol::{Engine, IoStats, Job, JobResult, STAMP_LEN, Stamp};
 use kernel_shim::block::BlkPlug;
 use kernel_shim::error::{Error, Result, code::EIO};
 use kernel_shim::pr_err;
@@ -15,7 +16,7 @@ use kernel_shim::sched;
 use kernel_shim::sync::{Mutex, WaitQueue};
 
 use crate::errno;
-use crate::pattern::Pattern;
+use crate::pattern::{Kind, Pattern};
 use crate::table::{Claim, Table};
 use crate::target::{AioRing, Buffer, MAX_DEPTH, Opened, RawSlot};
 
@@ -139,6 +140,7 @@ struct Stats {
     bs: u64,
     read: Direction,
     write: Direction,
+    trim: Direction,
     syncs: u64,
     errors: u64,
     first_error: i32,
@@ -149,6 +151,7 @@ impl Stats {
     fn add_to(&self, job: &mut JobResult) {
         self.read.add_to(&mut job.read, self.bs);
         self.write.add_to(&mut job.write, self.bs);
+        self.trim.add_to(&mut job.trim, self.bs);
         job.syncs += self.syncs;
         job.errors += self.errors;
         if job.first_error == 0 {
@@ -162,8 +165,8 @@ impl Stats {
 #[derive(Clone, Copy)]
 struct Io {
     pos: u64,
-    read: bool,
-    /// For stamped writes.
+    kind: Kind,
+    /// For stamped blocks that are written or trimmed.
     claim: Option<Claim>,
 }
 
@@ -192,10 +195,14 @@ pub struct Worker {
     writer: u32,
     engine: Engine,
     bs: usize,
+    /// From one block to the next.
+    stride: u64,
     start: u64,
     depth: usize,
     fsync: u32,
     fdatasync: u32,
+    end_fsync: bool,
+    fsync_on_close: bool,
     since_sync: (u32, u32),
     time_based: bool,
     runtime_ns: Option<u64>,
@@ -207,11 +214,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// The `n`-th thread of `job`, which is the `index`-th of its step. What is wrong is told before anything starts.
+    /// The `n`-th thread of `job`, which is the `index`-th of its step. It works on bytes in `range`. What is wrong is told before
+    /// anything starts.
     pub fn new(
         job: &Job,
         index: usize,
         n: u32,
+        range: Range<u64>,
         opened: Opened,
         table: Option<Arc<Table>>,
         shared: Arc<Shared>,
@@ -219,21 +228,25 @@ impl Worker {
         let name = format!("{}.{n}", job.name);
         let bs = job.bs as usize;
         let start = u64::from(n).checked_mul(job.offset_increment).and_then(|o| o.checked_add(job.offset));
+        let start = start.and_then(|start| start.checked_add(range.start));
         let start = start
-            .filter(|s| *s < opened.size())
-            .ok_or_else(|| format!("job {name}: starts past the end ({} bytes) of {}", opened.size(), job.filename))?;
-        let rest = opened.size() - start;
+            .filter(|s| *s < range.end)
+            .ok_or_else(|| format!("job {name}: starts past the end ({} bytes) of {}", range.end, job.filename))?;
+        let rest = range.end - start;
         let size = job.size.unwrap_or(rest);
         if size > rest {
             return Err(format!(
                 "job {name}: size {size} from offset {start} is more than {} has ({} bytes)",
-                job.filename,
-                opened.size()
+                job.filename, range.end
             ));
         }
-        let blocks = size / u64::from(job.bs);
-        if blocks == 0 {
+        if size < u64::from(job.bs) {
             return Err(format!("job {name}: size {size} is less than one bs of {bs}"));
+        }
+        let stride = u64::from(job.bs).saturating_add(job.skip);
+        let blocks = (size - u64::from(job.bs)) / stride + 1;
+        if table.is_some() && stride % u64::from(job.bs) != 0 {
+            return Err(format!("job {name}: verify needs what is left out to be a multiple of bs"));
         }
         if table.is_some() && start % u64::from(job.bs) != 0 {
             return Err(format!("job {name}: verify needs offsets that are multiples of bs"));
@@ -251,7 +264,7 @@ impl Worker {
             body_crc = Stamp::body_crc(buffer.bytes_mut());
             buffers.push(buffer);
         }
-        let reads = if matches!(job.rw, Rw::Write | Rw::RandWrite) { 0 } else { depth };
+        let reads = if job.rw.reads() { depth } else { 0 };
         let read_buffers = (0..reads).map(|_| Buffer::new(bs)).collect::<Option<Vec<_>>>();
         let read_buffers = read_buffers.ok_or_else(|| format!("job {name}: no memory for buffers"))?;
         let counter = Arc::new(AtomicU64::new(0));
@@ -272,10 +285,13 @@ impl Worker {
             writer,
             engine: job.engine,
             bs,
+            stride,
             start,
             depth,
             fsync: job.fsync,
             fdatasync: job.fdatasync,
+            end_fsync: job.end_fsync,
+            fsync_on_close: job.fsync_on_close,
             since_sync: (0, 0),
             time_based,
             runtime_ns: job.runtime_ms.map(|ms| ms.saturating_mul(1_000_000)),
@@ -286,6 +302,7 @@ impl Worker {
                 bs: u64::from(job.bs),
                 read: Direction::NONE,
                 write: Direction::NONE,
+                trim: Direction::NONE,
                 syncs: 0,
                 errors: 0,
                 first_error: 0,
@@ -308,8 +325,28 @@ impl Worker {
             Some(Ok(ring)) => self.run_async(&ring),
             Some(Err(e)) => self.fail(e, "starting"),
         }
+        if self.end_fsync {
+            self.sync_at_end();
+        }
         self.stats.elapsed_ns = sched::now_ns() - start;
+        if self.fsync_on_close {
+            self.sync_at_end();
+        }
         self.shared.leave(self.index, self.stats);
+    }
+
+    /// fsync of what was written.
+    fn sync_at_end(&mut self) {
+        if self.stats.write.ios + self.stats.trim.ios > 0 {
+            self.sync(false);
+        }
+    }
+
+    fn sync(&mut self, datasync: bool) {
+        match self.opened.sync(datasync) {
+            Ok(()) => self.stats.syncs += 1,
+            Err(e) => self.fail(e, "fsync"),
+        }
     }
 
     #[inline]
@@ -324,10 +361,12 @@ impl Worker {
         }
         let block = if self.held.is_some() { self.held.take() } else { self.pattern.next_block() };
         let Some(block) = block.or_else(|| self.next_pass()) else { return Next::End };
-        let pos = self.start + block * self.bs as u64;
-        let read = self.pattern.is_read();
+        let pos = self.start + block * self.stride;
+        let kind = self.pattern.kind();
         let mut claim = None;
-        if !read && let Some(table) = &self.table {
+        if kind != Kind::Read
+            && let Some(table) = &self.table
+        {
             claim = table.claim(pos / self.bs as u64);
             if claim.is_none() {
                 self.held = Some(block);
@@ -335,7 +374,7 @@ impl Worker {
             }
         }
         self.left -= 1;
-        Next::Io(Io { pos, read, claim })
+        Next::Io(Io { pos, kind, claim })
     }
 
     /// A pass over the region is over: the first block of the next one, which a count or a time asks for.
@@ -375,14 +414,22 @@ impl Worker {
         if let Err(e) = ret {
             return self.ended_badly(io, e);
         }
-        let stats = if io.read { &mut self.stats.read } else { &mut self.stats.write };
+        let stats = match io.kind {
+            Kind::Read => &mut self.stats.read,
+            Kind::Write => &mut self.stats.write,
+            Kind::Trim => &mut self.stats.trim,
+        };
         stats.ios += 1;
         if !self.shared.untimed {
             stats.record(ns);
         }
-        self.counter.store(self.stats.read.ios + self.stats.write.ios, Ordering::Relaxed);
+        self.counter.store(self.stats.read.ios + self.stats.write.ios + self.stats.trim.ios, Ordering::Relaxed);
         if let (Some(claim), Some(table)) = (&io.claim, &self.table) {
-            table.acknowledge(claim);
+            if io.kind == Kind::Trim {
+                table.acknowledge_trim(claim, self.opened.trims_to_zero());
+            } else {
+                table.acknowledge(claim);
+            }
         }
     }
 
@@ -391,14 +438,19 @@ impl Worker {
         if let (Some(claim), Some(table)) = (&io.claim, &self.table) {
             table.abandon(claim);
         }
-        let what = format!("{} of {} bytes at {}", if io.read { "read" } else { "write" }, self.bs, io.pos);
+        let name = match io.kind {
+            Kind::Read => "read",
+            Kind::Write => "write",
+            Kind::Trim => "trim",
+        };
+        let what = format!("{name} of {} bytes at {}", self.bs, io.pos);
         self.fail(e, &what);
     }
 
     /// fsync and fdatasync, where they are due.
     #[inline]
     fn sync_if_due(&mut self, io: Io) {
-        if self.fsync | self.fdatasync != 0 && !io.read {
+        if self.fsync | self.fdatasync != 0 && io.kind == Kind::Write {
             self.count_for_sync();
         }
     }
@@ -412,10 +464,7 @@ impl Worker {
                 if datasync { (self.fdatasync, &mut self.since_sync.1) } else { (self.fsync, &mut self.since_sync.0) };
             if every != 0 && *since >= every {
                 *since = 0;
-                match self.opened.sync(datasync) {
-                    Ok(()) => self.stats.syncs += 1,
-                    Err(e) => self.fail(e, "fsync"),
-                }
+                self.sync(datasync);
             }
         }
     }
@@ -434,10 +483,10 @@ impl Worker {
                 }
             };
             self.stamp(0, io);
-            let ret = if io.read {
-                self.opened.read_sync(io.pos, self.read_buffers[0].bytes_mut())
-            } else {
-                self.opened.write_sync(io.pos, self.buffers[0].bytes_mut())
+            let ret = match io.kind {
+                Kind::Read => self.opened.read_sync(io.pos, self.read_buffers[0].bytes_mut()),
+                Kind::Write => self.opened.write_sync(io.pos, self.buffers[0].bytes_mut()),
+                Kind::Trim => self.opened.trim(io.pos, self.bs),
             };
             let then = core::mem::replace(&mut now, self.now());
             self.ended(io, ret, now.saturating_sub(then));
@@ -466,11 +515,18 @@ impl Worker {
                     }
                 };
                 free.pop();
+                if io.kind == Kind::Trim {
+                    // There is no asynchronous way; fio does the same.
+                    ios[slot] = Some((io, now));
+                    ended.push((slot, self.opened.trim(io.pos, self.bs).map(|()| self.bs)));
+                    continue;
+                }
                 self.stamp(slot, io);
-                let buffer = if io.read { &self.read_buffers[slot] } else { &self.buffers[slot] };
+                let read = io.kind == Kind::Read;
+                let buffer = if read { &self.read_buffers[slot] } else { &self.buffers[slot] };
                 // SAFETY: buffer and slot belong to this I/O until it is reaped; both live to the end of this function, which
                 // is not left with an I/O under way.
-                let ret = unsafe { self.opened.start(&slots[slot], io.read, io.pos, buffer.base(), self.bs) };
+                let ret = unsafe { self.opened.start(&slots[slot], read, io.pos, buffer.base(), self.bs) };
                 ios[slot] = Some((io, now));
                 if let Some(ret) = ret {
                     ended.push((slot, ret));

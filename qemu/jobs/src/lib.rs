@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Runs a [`Plan`]: fio-like jobs against files of an ext4 image, or against a bare disk.
+//! Runs a [`Plan`]: fio-like jobs against files of an ext4 image, or against a bare disk; before them a script of file
+//! operations.
 //!
 //! The guest in QEMU is the usual place; the same code runs hosted, where tests check it.
 //!
@@ -7,11 +8,15 @@
 //! * [`target`]: a file or a disk, seen alike.
 //! * [`pattern`]: which block comes next.
 //! * [`table`]: which generation each block has, while it is written and afterwards.
+//! * `layout`: how files come to be there before a step.
+//! * [`script`]: file operations, one after the other.
 #![no_std]
 extern crate alloc;
 
 pub mod engine;
+mod layout;
 pub mod pattern;
+pub mod script;
 pub mod table;
 pub mod target;
 
@@ -29,6 +34,7 @@ use kernel_shim::error::Error;
 use kernel_shim::sched;
 
 use engine::{Shared, Worker};
+use layout::{Files, unlink_files};
 use table::{TableKey, Tables};
 use target::Opened;
 
@@ -66,6 +72,9 @@ pub fn run(plan: &Plan, disks: &[Bdev], machine: &dyn Machine) -> Result<(), Fai
     let mut tables = Tables::new();
     let mut mounted = None;
     let mut result = Ok(());
+    if let Some(script) = &plan.script {
+        script::run(script, disks, machine)?;
+    }
     for step in &plan.steps {
         result = run_step(plan, step, disks, &mut mounted, &mut tables, machine)
             .map_err(|message| Failure { step: Some(step.id), message });
@@ -78,7 +87,7 @@ pub fn run(plan: &Plan, disks: &[Bdev], machine: &dyn Machine) -> Result<(), Fai
         result = result.and(unmounted);
     }
     if plan.tables {
-        for (key, table) in tables.iter() {
+        for (key, table) in tables.iter().filter(|(_, table)| !table.is_gone()) {
             machine.emit(&Event::Table {
                 disk: key.disk,
                 file: key.file.clone(),
@@ -157,6 +166,8 @@ fn run_step(
     machine: &dyn Machine,
 ) -> Result<(), String> {
     let mount = mount_for(step, disks, mounted)?;
+    let sb = mount.map(|m| &m.sb);
+    let files = Files::prepare(step, sb, tables)?;
     let shared = Arc::new(Shared::new(plan.count_instructions));
     let mut workers = Vec::new();
     let mut touched = Vec::new();
@@ -164,11 +175,15 @@ fn run_step(
         if job.bs == 0 || job.bs % 512 != 0 || job.numjobs == 0 || job.iodepth == 0 {
             return Err(format!("job {}: bs {}, numjobs {}, iodepth {}", job.name, job.bs, job.numjobs, job.iodepth));
         }
+        if job.unlink && matches!(step.target, Target::Raw { .. }) {
+            return Err(format!("job {}: a disk cannot be removed", job.name));
+        }
         for n in 0..job.numjobs {
             let opened = open_for(step, job, disks, mount)?;
             let table = if job.verify {
+                let (size, zero_from) = files.table_size(job, opened.size());
                 let table = tables
-                    .get(&table_key(step, job), job.bs, opened.size())
+                    .get(&table_key(step, job), job.bs, size, zero_from)
                     .map_err(|e| format!("job {}: {e}", job.name))?;
                 if !touched.iter().any(|(_, t, _): &(TableKey, _, _)| Arc::ptr_eq(t, &table)) {
                     touched.push((table_key(step, job), table.clone(), open_for(step, job, disks, mount)?));
@@ -177,7 +192,8 @@ fn run_step(
             } else {
                 None
             };
-            workers.push(Worker::new(job, index, n, opened, table, shared.clone())?);
+            let range = files.range(job, opened.size());
+            workers.push(Worker::new(job, index, n, range, opened, table, shared.clone())?);
         }
     }
     for (_, table, _) in &touched {
@@ -204,7 +220,8 @@ fn run_step(
         let (blocks, bad) = table.verify(opened)?;
         machine.emit(&Event::Verified { step: step.id, file: key.file.clone(), blocks, bad });
     }
-    Ok(())
+    drop(touched);
+    unlink_files(step, sb, tables)
 }
 
 /// Starts the threads, opens the gate, tells of progress, and waits for the last of them. Nanoseconds, and instructions if

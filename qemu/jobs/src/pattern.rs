@@ -30,9 +30,26 @@ impl Rng {
     }
 }
 
+/// What is done to a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It is read.
+    Read,
+    /// It is written.
+    Write,
+    /// It is given back.
+    Trim,
+}
+
 /// A thread's walk over its region, pass after pass.
 pub struct Pattern {
     random: bool,
+    /// What is done if nothing is read.
+    kind: Kind,
+    /// Each block comes twice: to be trimmed, and to be written.
+    twice: bool,
+    /// Trimmed just now, and to be written.
+    again: Option<u64>,
     /// Per cent.
     reads: u32,
     blocks: u64,
@@ -53,26 +70,47 @@ impl Pattern {
             Rw::RandRead => (true, 100),
             Rw::RandWrite => (true, 0),
             Rw::RandRw => (true, u32::from(rwmixread)),
+            Rw::Trim | Rw::TrimWrite => (false, 0),
+            Rw::RandTrim => (true, 0),
         };
+        let kind = if rw.trims() { Kind::Trim } else { Kind::Write };
+        let twice = rw == Rw::TrimWrite;
         let mut rng = Rng::new(seed);
         let key = rng.next_u64();
         let bits = blocks.max(2).next_power_of_two().trailing_zeros();
-        Self { random, reads, blocks, next: 0, bits, key, rng }
+        Self { random, kind, twice, again: None, reads, blocks, next: 0, bits, key, rng }
     }
 
-    /// Whether the next I/O is a read.
+    /// What is done to the block that came last.
     #[inline]
-    pub fn is_read(&mut self) -> bool {
+    pub fn kind(&mut self) -> Kind {
         match self.reads {
-            0 => false,
-            100 => true,
-            n => self.rng.below(100) < u64::from(n),
+            0 => self.kind,
+            100 => Kind::Read,
+            n if self.rng.below(100) < u64::from(n) => Kind::Read,
+            _ => Kind::Write,
         }
     }
 
     /// The next block, or `None` when each has come once; then the next pass begins.
     #[inline]
     pub fn next_block(&mut self) -> Option<u64> {
+        if self.twice { self.next_of_pair() } else { self.next_in_pass() }
+    }
+
+    #[cold]
+    fn next_of_pair(&mut self) -> Option<u64> {
+        if let Some(block) = self.again.take() {
+            self.kind = Kind::Write;
+            return Some(block);
+        }
+        self.kind = Kind::Trim;
+        self.again = self.next_in_pass();
+        self.again
+    }
+
+    #[inline]
+    fn next_in_pass(&mut self) -> Option<u64> {
         if !self.random {
             return if self.next < self.blocks {
                 self.next += 1;
@@ -141,9 +179,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_trimmed_is_written_next() {
+        let mut p = Pattern::new(Rw::TrimWrite, 50, 3, 1);
+        for _pass in 0..2 {
+            let got: std::vec::Vec<_> = core::iter::from_fn(|| Some((p.next_block()?, p.kind()))).collect();
+            let want: std::vec::Vec<_> = (0..3).flat_map(|b| [(b, Kind::Trim), (b, Kind::Write)]).collect();
+            assert_eq!(got, want);
+        }
+        assert_eq!(Pattern::new(Rw::RandTrim, 50, 3, 1).kind(), Kind::Trim);
+    }
+
+    #[test]
     fn the_mix_is_as_asked() {
         let mut p = Pattern::new(Rw::RandRw, 30, 8, 9);
-        let reads = (0..10_000).filter(|_| p.is_read()).count();
+        let reads = (0..10_000).filter(|_| p.kind() == Kind::Read).count();
         assert!((2700..3300).contains(&reads), "{reads}");
     }
 }

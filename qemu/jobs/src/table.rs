@@ -8,7 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use ext4_dio_protocol::Stamp;
+use ext4_dio_protocol::{GEN_ANY, GEN_ZERO, Stamp};
 use kernel_shim::pr_err;
 
 use crate::errno;
@@ -16,6 +16,8 @@ use crate::target::{Buffer, Opened};
 
 /// Set in an entry while a write of the block is under way: no second one is started, so that "newest" means something.
 const BUSY: u32 = 1 << 31;
+/// The generation alone.
+const GENERATION: u32 = GEN_ANY - 1;
 /// Blocks read at once when checking.
 const VERIFY_BYTES: usize = 1 << 20;
 /// Wrong blocks that get a line each.
@@ -36,6 +38,8 @@ pub struct Table {
     entries: Vec<AtomicU32>,
     /// Written in the step under way.
     touched: Vec<AtomicBool>,
+    /// The file has been removed.
+    gone: AtomicBool,
 }
 
 /// A block taken for writing.
@@ -71,7 +75,7 @@ impl Table {
         if old & BUSY != 0 || entry.compare_exchange(old, old | BUSY, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return None;
         }
-        Some(Claim { generation: (old + 1) & !BUSY, block })
+        Some(Claim { generation: (old + 1) & GENERATION, block })
     }
 
     /// The write was acknowledged: its generation is the newest.
@@ -79,6 +83,41 @@ impl Table {
     pub fn acknowledge(&self, claim: &Claim) {
         self.touched[claim.block].store(true, Ordering::Relaxed);
         self.entries[claim.block].store(claim.generation, Ordering::Release);
+    }
+
+    /// Ends the claim of a block that was just claimed, with the generation that the claim had.
+    pub(crate) fn settle(&self, block: u64) {
+        if let Some(entry) = self.entries.get(block as usize) {
+            let generation = (entry.load(Ordering::Relaxed) + 1) & GENERATION;
+            entry.store(generation, Ordering::Release);
+        }
+    }
+
+    /// The trim was acknowledged: the block reads as zeros, or as anything on a disk that does not promise more.
+    #[inline]
+    pub fn acknowledge_trim(&self, claim: &Claim, zero: bool) {
+        self.touched[claim.block].store(true, Ordering::Relaxed);
+        let state = if zero { GEN_ZERO } else { GEN_ANY };
+        self.entries[claim.block].store(claim.generation | state, Ordering::Release);
+    }
+
+    /// The file is new: it reads as zeros everywhere. Generations go on, so that what an old file left is told from new blocks.
+    pub(crate) fn begin_file(&self) {
+        self.gone.store(false, Ordering::Relaxed);
+        for entry in &self.entries {
+            let generation = entry.load(Ordering::Relaxed) & GENERATION;
+            entry.store(generation | GEN_ZERO, Ordering::Relaxed);
+        }
+    }
+
+    /// The file was removed: there is nothing to be looked at any more.
+    pub(crate) fn end_file(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the file was removed.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// The write failed: what is on the disk is the old or the new; the table keeps the old.
@@ -93,7 +132,13 @@ impl Table {
         }
     }
 
-    /// Reads the blocks that were written since [`Table::begin_step`] and compares: how many are right, and how many not.
+    /// Whether a block is to be looked at after a step.
+    fn is_due(&self, block: usize) -> bool {
+        self.touched[block].load(Ordering::Relaxed) || self.entries[block].load(Ordering::Relaxed) & GEN_ZERO != 0
+    }
+
+    /// Reads the blocks that were written since [`Table::begin_step`], and those that are to be zeros, and compares: how many are
+    /// right, and how many not. What is past the end counts as zeros.
     pub(crate) fn verify(&self, opened: &Opened) -> Result<(u64, u64), String> {
         let unit = self.unit as usize;
         let per_read = (VERIFY_BYTES / unit).max(1);
@@ -102,25 +147,26 @@ impl Table {
         let mut at = 0;
         while at < self.len() {
             let n = per_read.min(self.len() - at);
-            if !self.touched[at..at + n].iter().any(|t| t.load(Ordering::Relaxed)) {
+            if !(at..at + n).any(|block| self.is_due(block)) {
                 at += n;
                 continue;
             }
             let bytes = &mut buffer.bytes_mut()[..n * unit];
-            opened.read_sync(at as u64 * unit as u64, bytes).map_err(|e| format!("reading back: {}", errno(e)))?;
+            let got = opened.read_some(at as u64 * unit as u64, bytes);
+            let got = got.map_err(|e| format!("reading back: {}", errno(e)))?;
+            bytes[got..].fill(0);
             for (i, data) in bytes.chunks_exact(unit).enumerate() {
                 let block = at + i;
-                if !self.touched[block].load(Ordering::Relaxed) {
+                let want = self.entries[block].load(Ordering::Acquire);
+                if !self.is_due(block) || want & GEN_ANY != 0 {
                     continue;
                 }
-                let want = self.entries[block].load(Ordering::Acquire);
-                let found = Stamp::check(data, block as u64 * unit as u64);
-                if found.is_ok_and(|s| s.generation == want) {
+                if is_right(data, block as u64 * unit as u64, want) {
                     good += 1;
                 } else {
                     bad += 1;
                     if bad <= COMPLAINTS {
-                        pr_err!("verify: block {block}: generation {want} was acknowledged, found {found:?}\n");
+                        complain(data, block as u64 * unit as u64, want);
                     }
                 }
             }
@@ -141,6 +187,23 @@ impl Table {
     }
 }
 
+fn is_right(data: &[u8], offset: u64, want: u32) -> bool {
+    if want & GEN_ZERO != 0 {
+        return data.chunks(8).all(|chunk| chunk == &[0; 8][..chunk.len()]);
+    }
+    Stamp::check(data, offset).is_ok_and(|s| s.generation == want)
+}
+
+#[cold]
+fn complain(data: &[u8], offset: u64, want: u32) {
+    let found = Stamp::check(data, offset);
+    if want & GEN_ZERO != 0 {
+        pr_err!("verify: offset {offset} should read as zeros, and does not: {found:?}\n");
+    } else {
+        pr_err!("verify: offset {offset}: generation {want} was acknowledged, found {found:?}\n");
+    }
+}
+
 /// The tables of a plan, by file.
 pub struct Tables(BTreeMap<TableKey, Arc<Table>>);
 
@@ -150,25 +213,39 @@ impl Tables {
         Self(BTreeMap::new())
     }
 
-    /// The file's table, made at first use. All jobs that stamp a file use the same block size.
-    pub(crate) fn get(&mut self, key: &TableKey, unit: u32, size: u64) -> Result<Arc<Table>, String> {
-        if let Some(table) = self.0.get(key) {
+    /// The file's table, made at first use, and larger than before if it has to be: nobody may hold an older one then. All jobs that
+    /// stamp a file use the same block size. Blocks from `zero_from` on, in bytes, are past the end as yet.
+    pub(crate) fn get(&mut self, key: &TableKey, unit: u32, size: u64, zero_from: u64) -> Result<Arc<Table>, String> {
+        let blocks = size / u64::from(unit);
+        let old = self.0.get(key);
+        if let Some(table) = old {
             if table.unit != unit {
                 return Err(format!("verify with bs {unit} on a file that was stamped with bs {}", table.unit));
             }
-            return Ok(table.clone());
+            if table.len() as u64 >= blocks {
+                return Ok(table.clone());
+            }
         }
-        let blocks = size / u64::from(unit);
         let mut entries = Vec::new();
         let mut touched = Vec::new();
         if entries.try_reserve_exact(blocks as usize).is_err() || touched.try_reserve_exact(blocks as usize).is_err() {
             return Err(format!("no memory for the generations of {blocks} blocks"));
         }
-        entries.resize_with(blocks as usize, || AtomicU32::new(0));
+        if let Some(old) = old {
+            entries.extend(old.entries.iter().map(|entry| AtomicU32::new(entry.load(Ordering::Acquire))));
+        }
+        for block in entries.len() as u64..blocks {
+            entries.push(AtomicU32::new(if block * u64::from(unit) >= zero_from { GEN_ZERO } else { 0 }));
+        }
         touched.resize_with(blocks as usize, || AtomicBool::new(false));
-        let table = Arc::new(Table { unit, entries, touched });
+        let table = Arc::new(Table { unit, entries, touched, gone: AtomicBool::new(false) });
         self.0.insert(key.clone(), table.clone());
         Ok(table)
+    }
+
+    /// The table, if there is one.
+    pub(crate) fn find(&self, key: &TableKey) -> Option<&Arc<Table>> {
+        self.0.get(key)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&TableKey, &Arc<Table>)> {

@@ -6,10 +6,12 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
 use ext4_dio::file::{ext4_file_read, ext4_file_write};
 use ext4_dio::fsync::ext4_sync_file;
-use ext4_dio::{File, Kiocb, SuperBlock, ext4_open};
-use ext4_dio_protocol::{Job, SyncMode};
+use ext4_dio::path::{Cred, path_open};
+use ext4_dio::{File, Kiocb, SuperBlock};
+use ext4_dio_protocol::{Job, Layout as FileLayout, SyncMode};
 use kernel_shim::alloc::{Arc as KArc, GFP_KERNEL};
 use kernel_shim::block::{Bdev, BioPtr, ReqOpf, bio_alloc, blkdev_issue_flush, submit_bio, submit_bio_wait};
 use kernel_shim::error::{Error, Result, code::*};
@@ -147,7 +149,7 @@ impl RawSlot {
 
 /// A file or a disk.
 pub enum Opened {
-    /// Opened `O_DIRECT`.
+    /// Opened `O_DIRECT`, or not.
     File(KArc<File>),
     /// The disk itself, and whether its writes are to be durable.
     Disk(Bdev, bool),
@@ -166,7 +168,10 @@ impl Opened {
             SyncMode::Dsync => OpenFlags::O_DSYNC,
             SyncMode::Sync => OpenFlags::O_SYNC,
         };
-        Ok(Self::File(ext4_open(sb, &job.filename, OpenFlags::O_RDWR | OpenFlags::O_DIRECT | sync)?))
+        let mut flags = OpenFlags::O_RDWR | sync;
+        flags.set(OpenFlags::O_DIRECT, job.direct);
+        flags.set(OpenFlags::O_CREAT, job.layout == FileLayout::OnOpen);
+        Ok(Self::File(path_open(sb, job.filename.as_bytes(), flags, 0o644, &Cred::default())?))
     }
 
     /// Bytes.
@@ -188,13 +193,47 @@ impl Opened {
     /// Reads, and sleeps until it is done.
     pub fn read_sync(&self, pos: u64, to: &mut [u8]) -> Result {
         let len = to.len();
+        whole(self.read_some(pos, to), len)
+    }
+
+    /// Reads up to the end of the file, and sleeps until it is done.
+    #[inline]
+    pub fn read_some(&self, pos: u64, to: &mut [u8]) -> Result<usize> {
         match self {
             Self::File(file) => {
                 let iov = [IoVec::dest(to)];
-                whole(ext4_file_read(&mut Kiocb::new_sync(file, pos as i64), &mut IovIter::new(&iov)), len)
+                ext4_file_read(&mut Kiocb::new_sync(file, pos as i64), &mut IovIter::new(&iov))
             }
-            Self::Disk(bdev, _) => kernel_shim::block::bdev_rw(bdev, ReqOpf::REQ_OP_READ, pos >> 9, to),
+            Self::Disk(bdev, _) => {
+                let len = to.len();
+                kernel_shim::block::bdev_rw(bdev, ReqOpf::REQ_OP_READ, pos >> 9, to).map(|()| len)
+            }
         }
+    }
+
+    /// Punches a hole, or has the disk discard, and sleeps until it is done.
+    #[cold]
+    pub fn trim(&self, pos: u64, len: usize) -> Result {
+        match self {
+            Self::File(file) => {
+                let mode = FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE;
+                ext4_fallocate(file.f_inode(), mode, pos as i64, len as i64)
+            }
+            Self::Disk(bdev, _) => {
+                if !bdev.limits().discard {
+                    return Err(EOPNOTSUPP);
+                }
+                let mut bio = bio_alloc(bdev, ReqOpf::REQ_OP_DISCARD | ReqOpf::SYNC, GFP_KERNEL)?;
+                bio.bi_sector = pos >> 9;
+                bio.set_size(u32::try_from(len).map_err(|_| EINVAL)?);
+                submit_bio_wait(bdev, bio)
+            }
+        }
+    }
+
+    /// Whether what was trimmed reads as zeros.
+    pub fn trims_to_zero(&self) -> bool {
+        matches!(self, Self::File(_))
     }
 
     /// Writes, and sleeps until it is done.

@@ -16,8 +16,11 @@ extern crate alloc;
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
+pub mod errno;
+pub mod script;
 mod stamp;
-pub use stamp::{STAMP_LEN, Stamp, StampError};
+pub use script::Script;
+pub use stamp::{STAMP_LEN, Stamp, StampError, crc32c};
 
 /// Starts every serial line that is an [`Event`].
 pub const EVENT_PREFIX: &str = "@ ";
@@ -52,6 +55,8 @@ impl ExitCode {
 pub struct Plan {
     /// Run one after the other.
     pub steps: Vec<Step>,
+    /// Run before them.
+    pub script: Option<Script>,
     /// Milliseconds between two [`Event::Progress`] lines.
     pub progress_ms: u64,
     /// Send an [`Event::Table`] for each file that jobs stamped.
@@ -107,6 +112,67 @@ pub enum Rw {
     RandWrite,
     /// Random blocks, [`Job::rwmixread`] percent reads.
     RandRw,
+    /// Ascending: holes are punched in a file, a disk is told to discard.
+    Trim,
+    /// The same at random blocks.
+    RandTrim,
+    /// Ascending, each block first trimmed, then written.
+    TrimWrite,
+}
+
+impl Rw {
+    /// Whether any I/O is a read.
+    pub fn reads(self) -> bool {
+        matches!(self, Rw::Read | Rw::ReadWrite | Rw::RandRead | Rw::RandRw)
+    }
+
+    /// Whether any I/O is a write.
+    pub fn writes(self) -> bool {
+        matches!(self, Rw::Write | Rw::ReadWrite | Rw::RandWrite | Rw::RandRw | Rw::TrimWrite)
+    }
+
+    /// Whether any I/O is a trim.
+    pub fn trims(self) -> bool {
+        matches!(self, Rw::Trim | Rw::RandTrim | Rw::TrimWrite)
+    }
+
+    /// Whether the content changes.
+    pub fn changes(self) -> bool {
+        self.writes() || self.trims()
+    }
+}
+
+/// fio's `fallocate=`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fallocate {
+    /// Nothing: the file grows with what is written.
+    #[default]
+    None,
+    /// `fallocate()`: blocks are allocated, the size is the file's in the end.
+    Native,
+    /// `posix_fallocate()`, which is the same on ext4.
+    Posix,
+    /// `fallocate()` with `FALLOC_FL_KEEP_SIZE`: blocks past the end.
+    Keep,
+    /// `ftruncate()`: the size without blocks, one hole.
+    Truncate,
+}
+
+/// How a job comes by its file. On a raw disk it makes no difference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layout {
+    /// It is there, and long enough.
+    #[default]
+    There,
+    /// Should it not be there, it is made, with all of its bytes written.
+    Written,
+    /// It is removed if it is there, and made anew before each step: without data, as [`Job::fallocate`] says, unless the step
+    /// reads, too.
+    Fresh,
+    /// As [`Layout::Fresh`], but opening it makes it, and nothing else is done to it.
+    OnOpen,
+    /// It is kept if it is there, and made if not: I/O begins at its end.
+    Append,
 }
 
 /// Which kind of kiocb a job uses.
@@ -167,6 +233,22 @@ pub struct Job {
     pub time_based: bool,
     /// End a thread after so many I/Os.
     pub number_ios: Option<u64>,
+    /// Past the page cache. There is none on a raw disk.
+    pub direct: bool,
+    /// How the file comes to be there.
+    pub layout: Layout,
+    /// What is done to a new file, or behind the end of one that is appended to.
+    pub fallocate: Fallocate,
+    /// Bytes of a file that is made; how far behind the end appending reaches.
+    pub file_bytes: u64,
+    /// Bytes that ascending I/O leaves out after each I/O: fio's `rw=write:64k`.
+    pub skip: u64,
+    /// Remove the file after the step.
+    pub unlink: bool,
+    /// fsync when a thread is through with its I/O, in the time that counts.
+    pub end_fsync: bool,
+    /// fsync before a thread closes its file, after the time that counts.
+    pub fsync_on_close: bool,
     /// Stamp each write ([`Stamp`], one per `bs`), never two writes of one block in flight at
     /// once, and after the step read back and check every stamped block.
     pub verify: bool,
@@ -236,7 +318,8 @@ pub enum Event {
         bad: u64,
     },
     /// `blocks` little-endian `u32`s follow on the debug console: the newest acknowledged
-    /// generation of each `unit` bytes of the file, 0 where nothing was written.
+    /// generation of each `unit` bytes of the file, 0 where nothing was written, with
+    /// [`GEN_ZERO`] and [`GEN_ANY`].
     Table {
         /// As in [`Target`].
         disk: u32,
@@ -246,6 +329,15 @@ pub enum Event {
         unit: u32,
         /// Count of entries.
         blocks: u64,
+    },
+    /// A line of the script was run.
+    Ran {
+        /// [`script::Line::number`].
+        line: u32,
+        /// The line.
+        text: String,
+        /// What it gave; empty if nothing but success.
+        out: String,
     },
     /// The plan could not be finished.
     Failed {
@@ -257,6 +349,11 @@ pub enum Event {
     /// All steps are done and every file system is unmounted.
     Done,
 }
+
+/// In an entry of a table: the block reads as zeros, or is past the end. The rest of the entry is the generation before.
+pub const GEN_ZERO: u32 = 1 << 30;
+/// In an entry of a table: nobody knows what is there, since a disk may answer anything for what it was told to discard.
+pub const GEN_ANY: u32 = 1 << 29;
 
 /// How direct writes were carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,6 +373,8 @@ pub struct JobResult {
     pub read: IoStats,
     /// Writes.
     pub write: IoStats,
+    /// Holes punched, or ranges discarded.
+    pub trim: IoStats,
     /// fsync and fdatasync calls.
     pub syncs: u64,
     /// I/Os that failed; the first failure has a log line and ends the job.

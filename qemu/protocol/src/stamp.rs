@@ -18,6 +18,11 @@ use crc::{CRC_32_ISCSI, Crc, Table};
 static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 const MAGIC: u64 = u64::from_le_bytes(*b"ext4_DIO");
 
+/// CRC-32C of `bytes`.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    CRC32C.checksum(bytes)
+}
+
 /// Bytes a stamp takes at the start of its unit.
 pub const STAMP_LEN: usize = 32;
 

@@ -5,13 +5,17 @@
 //! keys wins, `;` and `#` start a comment anywhere in a line, sections run together unless `stonewall` makes one wait
 //! for those before it. What cannot be honoured is an error that names file, line and key; nothing is skipped in
 //! silence.
+//!
+//! Two defaults are not fio's, since overwrites are what is measured: I/O is direct, and files are there, fully written. With
+//! `fallocate=`, even `none`, or `create_on_open=1` a file is made anew before each step instead, as fio makes it; with
+//! `file_append=1` it is made if there is none.
 
 mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ext4_dio_protocol::{Engine, Rw, SyncMode};
+use ext4_dio_protocol::{Engine, Fallocate, Layout, Rw, SyncMode};
 pub use value::Amount;
 
 /// Largest `bs`.
@@ -59,6 +63,8 @@ pub struct JobSpec {
     pub rw: Rw,
     /// Per cent of reads in mixed patterns.
     pub rwmixread: u8,
+    /// Bytes that ascending I/O leaves out after each I/O.
+    pub skip: u64,
     /// Bytes of one I/O.
     pub bs: u32,
     /// Region each thread works on; to the file's end if absent.
@@ -85,6 +91,20 @@ pub struct JobSpec {
     pub time_based: bool,
     /// End a thread after so many I/Os.
     pub number_ios: Option<u64>,
+    /// Past the page cache.
+    pub direct: bool,
+    /// What is done to a new file; if given at all, the file is a new one.
+    pub fallocate: Option<Fallocate>,
+    /// The file is new, and opening it makes it.
+    pub create_on_open: bool,
+    /// I/O begins at the end of the file.
+    pub file_append: bool,
+    /// The file is removed in the end.
+    pub unlink: bool,
+    /// fsync when the I/O is done.
+    pub end_fsync: bool,
+    /// fsync before the file is closed.
+    pub fsync_on_close: bool,
     /// Stamp and check.
     pub verify: bool,
     /// Seed of the first thread.
@@ -102,6 +122,7 @@ impl JobSpec {
             filename: None,
             rw: Rw::Read,
             rwmixread: 50,
+            skip: 0,
             bs: 4096,
             size: None,
             offset: Amount::Bytes(0),
@@ -115,6 +136,13 @@ impl JobSpec {
             runtime_ms: None,
             time_based: false,
             number_ios: None,
+            direct: true,
+            fallocate: None,
+            create_on_open: false,
+            file_append: false,
+            unlink: false,
+            end_fsync: false,
+            fsync_on_close: false,
             verify: false,
             randseed: 1,
             options: Vec::new(),
@@ -129,9 +157,19 @@ impl JobSpec {
         }
     }
 
-    /// Whether any of its I/Os is a write.
+    /// Whether any of its I/Os is a write or a trim.
     pub fn writes(&self) -> bool {
-        !matches!(self.rw, Rw::Read | Rw::RandRead)
+        self.rw.changes()
+    }
+
+    /// How its file comes to be there.
+    pub fn layout(&self) -> Layout {
+        match self.fallocate {
+            _ if self.file_append => Layout::Append,
+            _ if self.create_on_open => Layout::OnOpen,
+            Some(_) => Layout::Fresh,
+            None => Layout::There,
+        }
     }
 }
 
@@ -155,7 +193,6 @@ impl Group {
 #[derive(Clone)]
 struct Draft {
     job: JobSpec,
-    direct: bool,
     stonewall: bool,
     /// Where each key was last given.
     lines: BTreeMap<String, usize>,
@@ -167,8 +204,7 @@ struct Draft {
 ///
 /// The first thing that fio would not understand, or that the guest cannot do.
 pub fn parse(text: &str, file: &str) -> Result<Vec<Group>, Error> {
-    let mut global =
-        Draft { job: JobSpec::new("global", file), direct: true, stonewall: false, lines: BTreeMap::new() };
+    let mut global = Draft { job: JobSpec::new("global", file), stonewall: false, lines: BTreeMap::new() };
     let mut section: Option<(usize, bool, Draft)> = None;
     let mut done: Vec<(bool, JobSpec)> = Vec::new();
     let mut line = 0;
@@ -223,8 +259,18 @@ fn close(
         let line = draft.lines.get(key).copied().unwrap_or(start);
         Err(Error { file: file.into(), line, key: Some(key.into()), what: format!("in [{}]: {what}", draft.job.name) })
     };
-    if !draft.direct {
-        return fault("direct", "buffered I/O is not there yet; write direct=1");
+    let job = &draft.job;
+    if job.create_on_open && job.fallocate.is_some_and(|f| f != Fallocate::None) {
+        return fault("create_on_open", "leaves the file as opening makes it; fallocate= does more");
+    }
+    if job.create_on_open && job.rw.reads() {
+        return fault("create_on_open", "leaves nothing to read; without it the file is laid out");
+    }
+    if job.file_append && (job.create_on_open || job.rw.reads() || job.rw.trims()) {
+        return fault("file_append", "goes with rw=write and rw=randwrite, and without create_on_open");
+    }
+    if job.skip != 0 && matches!(job.rw, Rw::RandRead | Rw::RandWrite | Rw::RandRw | Rw::RandTrim) {
+        return fault("rw", "random I/O leaves nothing out");
     }
     if draft.job.time_based && draft.job.runtime_ms.is_none() {
         return fault("time_based", "needs a runtime, such as runtime=10s");
@@ -250,7 +296,7 @@ fn group(jobs: Vec<(bool, JobSpec)>, file: &str) -> Vec<Group> {
 }
 
 /// Every key, in the order in which messages name them.
-pub const KEYS: [&str; 23] = [
+pub const KEYS: [&str; 30] = [
     "rw",
     "rwmixread",
     "bs",
@@ -268,6 +314,13 @@ pub const KEYS: [&str; 23] = [
     "time_based",
     "number_ios",
     "filename",
+    "fallocate",
+    "create_on_open",
+    "file_append",
+    "unlink",
+    "end_fsync",
+    "fsync_on_close",
+    "overwrite",
     "verify",
     "randseed",
     "stonewall",
@@ -293,13 +346,15 @@ fn set(draft: &mut Draft, key: &str, value: Option<&str>) -> Result<(), String> 
         // Results are always per section.
         "group_reporting" => drop(alone(value)?),
         "time_based" => job.time_based = value.map_or(Ok(true), switch)?,
+        "sync_file_range" => {
+            return Err(
+                "not there: ext4 would write a range and leave its metadata; fdatasync=N makes it durable".into()
+            );
+        }
         known if !KEYS.contains(&known) => return Err(format!("unknown key; known are {}", KEYS.join(", "))),
         known => {
             let value = value.filter(|v| !v.is_empty()).ok_or("needs a value")?;
-            match known {
-                "direct" => draft.direct = switch(value)?,
-                _ => set_value(job, known, value)?,
-            }
+            set_value(job, known, value)?;
         }
     }
     Ok(())
@@ -307,7 +362,22 @@ fn set(draft: &mut Draft, key: &str, value: Option<&str>) -> Result<(), String> 
 
 fn set_value(job: &mut JobSpec, key: &str, value: &str) -> Result<(), String> {
     match key {
-        "rw" => job.rw = pattern(value)?,
+        "rw" => (job.rw, job.skip) = pattern(value)?,
+        "direct" => job.direct = switch(value)?,
+        "fallocate" => job.fallocate = Some(fallocate(value)?),
+        "create_on_open" => job.create_on_open = switch(value)?,
+        "file_append" => job.file_append = switch(value)?,
+        "unlink" => job.unlink = switch(value)?,
+        "end_fsync" => job.end_fsync = switch(value)?,
+        "fsync_on_close" => job.fsync_on_close = switch(value)?,
+        "overwrite" => {
+            if !switch(value)? {
+                return Err(
+                    "`0`: files are there and written unless fallocate= is given; fallocate=none is fio's".into()
+                );
+            }
+            job.fallocate = None;
+        }
         "rwmixread" => job.rwmixread = ranged(value, value::integer(value), 0, 100, "per cent of reads")? as u8,
         "bs" => job.bs = block_size(value)?,
         "size" => {
@@ -374,15 +444,44 @@ fn block_size(value: &str) -> Result<u32, String> {
     Ok(bs as u32)
 }
 
-fn pattern(value: &str) -> Result<Rw, String> {
-    Ok(match value {
+/// The pattern, and what it leaves out after each I/O.
+fn pattern(value: &str) -> Result<(Rw, u64), String> {
+    let (name, skip) = match value.split_once(':') {
+        Some((name, skip)) => {
+            (name, value::bytes(skip).ok_or_else(|| format!("`{skip}` is no size; 4096 and 64k are"))?)
+        }
+        None => (value, 0),
+    };
+    if skip % 512 != 0 {
+        return Err(format!("{skip} bytes left out is not a multiple of 512"));
+    }
+    let rw = match name {
         "read" => Rw::Read,
         "write" => Rw::Write,
         "rw" | "readwrite" => Rw::ReadWrite,
         "randread" => Rw::RandRead,
         "randwrite" => Rw::RandWrite,
         "randrw" => Rw::RandRw,
-        _ => return Err(format!("`{value}` is not one of read, write, rw, readwrite, randread, randwrite, randrw")),
+        "trim" => Rw::Trim,
+        "randtrim" => Rw::RandTrim,
+        "trimwrite" => Rw::TrimWrite,
+        _ => {
+            return Err(format!(
+                "`{value}` is not one of read, write, rw, readwrite, randread, randwrite, randrw, trim, randtrim, trimwrite"
+            ));
+        }
+    };
+    Ok((rw, skip))
+}
+
+fn fallocate(value: &str) -> Result<Fallocate, String> {
+    Ok(match value {
+        "none" | "0" => Fallocate::None,
+        "native" => Fallocate::Native,
+        "posix" | "1" => Fallocate::Posix,
+        "keep" => Fallocate::Keep,
+        "truncate" => Fallocate::Truncate,
+        _ => return Err(format!("`{value}` is not one of none, native, posix, keep, truncate, 0, 1")),
     })
 }
 

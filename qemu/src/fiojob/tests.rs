@@ -28,7 +28,10 @@ fn every_key_is_taken() {
     let j = job("readwrite=randrw\nrwmixread=70\nblocksize=8k\nsize=50%\noffset=1m\noffset_increment=2m\nnumjobs=3\n\
          iodepth=16\n\
          ioengine=io_uring\ndirect=1\nfsync=8\nfdatasync=4\nsync=dsync\nruntime=1500ms\ntime_based\nnumber_ios=1k\n\
-         filename=dir//file\nverify=crc32c\nrandseed=77\ngroup_reporting\nstonewall");
+         filename=dir//file\nverify=crc32c\nrandseed=77\ngroup_reporting\nfallocate=keep\nunlink=1\nend_fsync=1\n\
+         fsync_on_close=1\nfile_append=0\ncreate_on_open=0\nstonewall");
+    assert_eq!((j.fallocate, j.layout()), (Some(Fallocate::Keep), Layout::Fresh));
+    assert!(j.unlink && j.end_fsync && j.fsync_on_close);
     assert_eq!((j.rw, j.rwmixread, j.bs), (Rw::RandRw, 70, 8192));
     assert_eq!(
         (j.size, j.offset, j.offset_increment),
@@ -38,7 +41,7 @@ fn every_key_is_taken() {
     assert_eq!((j.fsync, j.fdatasync, j.sync), (8, 4, SyncMode::Dsync));
     assert_eq!((j.runtime_ms, j.time_based, j.number_ios), (Some(1500), true, Some(1024)));
     assert_eq!((j.filename.as_deref(), j.verify, j.randseed), (Some("/dir/file"), true, 77));
-    assert_eq!(j.options.len(), 21);
+    assert_eq!(j.options.len(), 27);
     assert!(
         j.options.contains(&("rw".into(), "randrw".into())) && j.options.contains(&("stonewall".into(), "1".into()))
     );
@@ -54,6 +57,9 @@ fn every_pattern_engine_and_sync_value() {
         ("randread", Rw::RandRead),
         ("randwrite", Rw::RandWrite),
         ("randrw", Rw::RandRw),
+        ("trim", Rw::Trim),
+        ("randtrim", Rw::RandTrim),
+        ("trimwrite", Rw::TrimWrite),
     ] {
         assert_eq!(job(&format!("rw={text}")).rw, want);
     }
@@ -65,6 +71,30 @@ fn every_pattern_engine_and_sync_value() {
     {
         assert_eq!(job(&format!("sync={text}")).sync, want);
     }
+    for (text, want) in [
+        ("none", Fallocate::None),
+        ("0", Fallocate::None),
+        ("native", Fallocate::Native),
+        ("posix", Fallocate::Posix),
+        ("1", Fallocate::Posix),
+        ("keep", Fallocate::Keep),
+        ("truncate", Fallocate::Truncate),
+    ] {
+        assert_eq!(job(&format!("fallocate={text}")).fallocate, Some(want));
+    }
+    for (text, want) in [
+        ("", Layout::There),
+        ("fallocate=none", Layout::Fresh),
+        ("fallocate=none\noverwrite=1", Layout::There),
+        ("rw=write\ncreate_on_open=1", Layout::OnOpen),
+        ("rw=write\ncreate_on_open=1\nfallocate=none", Layout::OnOpen),
+        ("rw=write\nfile_append=1\nfallocate=keep", Layout::Append),
+    ] {
+        assert_eq!(job(text).layout(), want, "{text}");
+    }
+    let j = job("rw=write:28k");
+    assert_eq!((j.rw, j.skip), (Rw::Write, 28 << 10));
+    assert!(!job("direct=0").direct && job("direct=1").direct);
     assert!(job("rw=rw").writes() && !job("rw=randread").writes());
     assert_eq!(job("iodepth=8").depth(), 1, "psync has one in flight");
     assert_eq!(job("runtime=0\nnumber_ios=0").runtime_ms, None);
@@ -106,8 +136,16 @@ fn each_wrong_value_is_told_with_file_line_and_key() {
         ("bs=4k,8k", "bs: `4k,8k` is no size"),
         ("bs=32m", "bs: 33554432 bytes is not"),
         ("blocksize=x", "blocksize: `x` is no size"),
-        ("rw=trim", "rw: `trim` is not one of read, write, rw, readwrite, randread, randwrite, randrw"),
-        ("rw=randwrite:8", "rw: `randwrite:8` is not one of"),
+        ("rw=rtrim", "rw: `rtrim` is not one of read, write, rw, readwrite, randread, randwrite, randrw, trim"),
+        ("rw=write:8", "rw: 8 bytes left out is not a multiple of 512"),
+        ("rw=write:x", "rw: `x` is no size"),
+        ("rw=randwrite:8k", "rw: in [a]: random I/O leaves nothing out"),
+        ("fallocate=maybe", "fallocate: `maybe` is not one of none, native, posix, keep, truncate"),
+        ("overwrite=0", "overwrite: `0`: files are there"),
+        ("unlink=yes", "unlink: `yes` is not 0 or 1"),
+        ("create_on_open=1", "create_on_open: in [a]: leaves nothing to read"),
+        ("file_append=1", "file_append: in [a]: goes with rw=write"),
+        ("sync_file_range=write:8", "sync_file_range: not there"),
         ("rwmixread=101", "rwmixread: `101` is not 0 to 100 per cent of reads"),
         ("size=0", "size: 0 leaves nothing"),
         ("size=101%", "size: `101%` is no size"),
@@ -144,14 +182,11 @@ fn each_wrong_value_is_told_with_file_line_and_key() {
 #[test]
 fn sections_that_do_not_fit_together_are_told() {
     assert_eq!(
-        error("[a]\nrw=read\ndirect=0\n"),
-        "t.fio:3: direct: in [a]: buffered I/O is not there yet; write direct=1"
+        error("[a]\nrw=write\ncreate_on_open=1\nfallocate=keep\n"),
+        "t.fio:3: create_on_open: in [a]: leaves the file as opening makes it; fallocate= does more"
     );
-    assert_eq!(
-        error("[global]\ndirect=0\n[a]\n[b]\n"),
-        "t.fio:2: direct: in [a]: buffered I/O is not there yet; write direct=1"
-    );
-    assert!(jobs("[global]\ndirect=0\n[a]\ndirect=1\n").len() == 1, "the last one counts");
+    assert!(error("[global]\nfile_append=1\n[a]\n[b]\n").starts_with("t.fio:2: file_append: in [a]: goes with"));
+    assert!(jobs("[global]\nfile_append=1\n[a]\nfile_append=0\n").len() == 1, "the last one counts");
     assert!(error("[a]\ntime_based\n").starts_with("t.fio:2: time_based: in [a]: needs a runtime"));
     assert!(error("bs=4k\n[a]\n").starts_with("t.fio:1: bs: outside of a section"));
     assert!(error("[a\n").starts_with("t.fio:1: `[a` is not a section"));

@@ -36,7 +36,7 @@ fn modes_by_name_and_by_mount_option() {
 fn the_default_run_is_six_points_in_turns_under_two_minutes() {
     let groups = default_groups();
     let files = files_needed(&groups).unwrap();
-    assert_eq!(files, [FileSpec { path: "/data".into(), bytes: 256 << 20, unit: 4096 }]);
+    assert_eq!(files, [FileSpec::written("/data", 256 << 20, 4096)]);
     let p = build(groups, &Mode::ALL, &files, SETTINGS).unwrap();
     assert_eq!(p.plan.steps.len(), 24);
     let modes: Vec<Mode> = p.points.iter().map(|p| p.mode).take(5).collect();
@@ -96,7 +96,7 @@ fn files_are_as_long_as_their_jobs_reach() {
 
 #[test]
 fn per_cents_are_of_the_file() {
-    let files = [FileSpec { path: "/x".into(), bytes: 1 << 20, unit: 4096 }];
+    let files = [FileSpec::written("/x", 1 << 20, 4096)];
     let text = "[a]\nfilename=/x\nsize=25%\noffset=50%\noffset_increment=25%\nnumjobs=2\n";
     let p = build(groups(text), &[Mode::InFlight], &files, SETTINGS).unwrap();
     let j = &p.plan.steps[0].jobs[0];
@@ -107,10 +107,7 @@ fn per_cents_are_of_the_file() {
 fn the_raw_disk_holds_each_file_in_a_place_of_its_own() {
     let text = "[a]\nfilename=/x\nsize=10k\n[b]\nfilename=/y\nsize=1m\noffset=4k\n[c]\nfilename=/x\n";
     let groups = groups(text);
-    let files = [
-        FileSpec { path: "/x".into(), bytes: 12288, unit: 4096 },
-        FileSpec { path: "/y".into(), bytes: 2 << 20, unit: 4096 },
-    ];
+    let files = [FileSpec::written("/x", 12288, 4096), FileSpec::written("/y", 2 << 20, 4096)];
     let p = build(groups, &[Mode::Raw, Mode::Exclusive], &files, SETTINGS).unwrap();
     let place = |step: usize, job: usize| (p.plan.steps[step].jobs[job].offset, p.plan.steps[step].jobs[job].size);
     assert_eq!((place(0, 0), place(1, 0)), ((0, Some(10240)), (0, Some(10240))));
@@ -136,10 +133,7 @@ fn neighbours_on_the_raw_disk_that_differ_are_not_verified_there() {
 
 #[test]
 fn threads_to_the_end_of_the_file_stay_in_its_place_on_the_raw_disk() {
-    let files = [
-        FileSpec { path: "/x".into(), bytes: 1 << 20, unit: 4096 },
-        FileSpec { path: "/y".into(), bytes: 4096, unit: 4096 },
-    ];
+    let files = [FileSpec::written("/x", 1 << 20, 4096), FileSpec::written("/y", 4096, 4096)];
     let p =
         build(groups("[a]\nfilename=/x\nnumjobs=3\noffset_increment=256k\n"), &[Mode::Raw], &files, SETTINGS).unwrap();
     let j = &p.plan.steps[0].jobs[0];
@@ -166,7 +160,7 @@ fn contradictions_are_told_with_their_place() {
     assert!(error("[a]\nfilename=/x\nsize=512\n").contains("size is smaller than bs"));
     assert!(error("[a]\nfilename=/x\nbs=1m\nnumjobs=256\nioengine=libaio\niodepth=16\n").contains("more than half"));
     assert!(error("[a]\nfilename=/x\nsize=1m\noffset=18446744073709551104\n").contains("past 16 TiB"));
-    let files = [FileSpec { path: "/x".into(), bytes: 1 << 20, unit: 4096 }];
+    let files = [FileSpec::written("/x", 1 << 20, 4096)];
     let short = |text: &str| build(groups(text), &[Mode::InFlight], &files, SETTINGS).unwrap_err().to_string();
     assert!(short("[a]\nfilename=/x\nsize=2m\n").contains("reaches past the end of /x, which has 1048576 bytes"));
     assert!(short("[a]\nfilename=/x\noffset=1m\n").contains("reaches past"));

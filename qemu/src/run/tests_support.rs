@@ -9,7 +9,13 @@ use crate::plan::{self, Mode, Planned, Settings};
 /// A plan of empty steps.
 pub(crate) fn plan(steps: u32) -> Plan {
     let step = |id| Step { id, label: format!("step {id}"), target: Target::Raw { disk: 0 }, jobs: Vec::new() };
-    Plan { steps: (0..steps).map(step).collect(), progress_ms: 100, tables: false, count_instructions: false }
+    Plan {
+        steps: (0..steps).map(step).collect(),
+        script: None,
+        progress_ms: 100,
+        tables: false,
+        count_instructions: false,
+    }
 }
 
 /// The default run's first two points.
