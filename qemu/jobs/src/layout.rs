@@ -123,6 +123,7 @@ impl Making<'_> {
             Layout::Written if there.is_some() => Ok(there.unwrap_or(0)),
             Layout::Append => {
                 let eof = there.unwrap_or(0);
+                self.make_directories().map_err(name)?;
                 let inode = self.open(OpenFlags::empty()).map_err(name)?;
                 self.allocate(&inode, eof).map_err(name)?;
                 if there.is_none()
