@@ -335,9 +335,9 @@ fn files_are_appended_to_laid_out_and_removed() {
     for (step, (job, _)) in totals.iter().enumerate() {
         assert_eq!((job.errors, job.first_error), (0, 0), "step {step}");
     }
-    for step in 0..3 {
-        assert_eq!(totals[step].0.write.ios, blocks, "step {step}");
-        assert_eq!(totals[step].1, (blocks, 0), "step {step}: what earlier steps wrote is not looked at again");
+    for (step, (job, verified)) in totals.iter().take(3).enumerate() {
+        assert_eq!(job.write.ios, blocks, "step {step}");
+        assert_eq!(*verified, (blocks, 0), "step {step}: what earlier steps wrote is not looked at again");
     }
     assert_eq!((totals[3].0.syncs, totals[3].1.1), (8, 0), "each of four threads at the end, and when it closes");
     let read = &totals[4].0;
