@@ -76,8 +76,12 @@ fn block_nodes(index: usize, disk: &Disk) -> Vec<Value> {
         "driver": "file", "node-name": format!("file{index}"), "filename": disk.path.to_string_lossy(),
         "aio": if disk.direct { "native" } else { "threads" },
         "cache": { "direct": disk.direct, "no-flush": disk.scratch },
+        // What the guest discards becomes holes in the image.
+        "discard": "unmap",
     });
-    let raw = json!({ "driver": "raw", "node-name": format!("raw{index}"), "file": format!("file{index}") });
+    let raw = json!({
+        "driver": "raw", "node-name": format!("raw{index}"), "file": format!("file{index}"), "discard": "unmap",
+    });
     let mut nodes = vec![file, raw];
     if !disk.write_delay.is_zero() {
         // A write is done when both children have it, a read asks the first alone: the data is the file's, the time of

@@ -98,7 +98,10 @@ fn run_plan(module: &[u8]) -> ExitCode {
         console::emit(&Event::Disk { disk, sectors: d.bdev.nr_sectors(), queues: d.queues, depth: d.depth });
     }
     let disks: alloc::vec::Vec<_> = virtio::disks().iter().map(|d| d.bdev.clone()).collect();
-    match ext4_dio_jobs::run(&plan, &disks, &Runner { counts: plan.count_instructions }) {
+    let ran = ext4_dio_jobs::run(&plan, &disks, &Runner { counts: plan.count_instructions });
+    let (name, depth, size) = thread::Thread::deepest();
+    pr_info!("deepest stack: {name}, {depth} of {size} bytes");
+    match ran {
         Ok(()) => {
             console::emit(&Event::Done);
             ExitCode::Success

@@ -123,6 +123,24 @@ impl Thread {
         }
     }
 
+    /// Bytes of its stack that it ever used, as far as something other than zeros was left there.
+    fn depth(&self) -> u64 {
+        let stack = self.stack();
+        let words = (stack.start..stack.end).step_by(8);
+        let used = words.clone().find(|at| {
+            // SAFETY: stacks are mapped and never freed. Whoever runs on it may write meanwhile: hence volatile, and only a bound.
+            unsafe { core::ptr::with_exposed_provenance::<u64>(*at as usize).read_volatile() != 0 }
+        });
+        used.map_or(0, |at| stack.end - at)
+    }
+
+    /// Who went deepest into its stack: name, bytes, and how many there are.
+    pub(crate) fn deepest() -> (&'static str, u64, u64) {
+        let share = |(_, depth, size): &(&str, u64, u64)| depth * 1024 / size.max(&1);
+        let all = Self::all().map(|t| (t.task.name(), t.depth(), t.stack().end - t.stack().start));
+        all.max_by_key(share).unwrap_or(("", 0, 0))
+    }
+
     /// The CPU it runs on.
     pub(crate) fn cpu(&self) -> u32 {
         self.cpu
@@ -171,6 +189,9 @@ fn new_stack() -> Option<Range> {
     let stack = Range { start: guard + GUARD, end: guard + GUARD + STACK_SIZE };
     chunk.start = stack.end;
     drop(chunk);
+    let bottom = core::ptr::with_exposed_provenance_mut::<u8>(stack.start as usize);
+    // For `depth`. SAFETY: the piece was just cut from memory that is ours.
+    unsafe { bottom.write_bytes(0, STACK_SIZE as usize) };
     paging::make_guard(guard);
     Some(stack)
 }

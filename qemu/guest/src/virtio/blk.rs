@@ -107,6 +107,10 @@ impl BlockDevice for VirtioBlk {
         self.queues[cpu_id() as usize % MAX_CPUS].queue_last(rq);
     }
 
+    fn poll(&self) -> bool {
+        self.queues[cpu_id() as usize % MAX_CPUS].poll()
+    }
+
     fn name(&self) -> &str {
         &self.name
     }
