@@ -4,7 +4,28 @@
 use std::fs;
 
 use ext4_dio_runner::cli::BootArgs;
-use ext4_dio_runner::session;
+use ext4_dio_runner::plan::FileSpec;
+use ext4_dio_runner::{image, session};
+
+/// A script on an image of somebody's own, which the run checks afterwards.
+#[test]
+fn a_script_in_qemu() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (script, image) = (dir.path().join("script.txt"), dir.path().join("img"));
+    image::make_ext4(&image, 64 << 20, &[FileSpec::written("/data", 1 << 20, 4096)]).expect("an image");
+    let run = |text: &str| {
+        fs::write(&script, text).expect("a script");
+        let args = BootArgs { script: Some(script.clone()), image: Some(image.clone()), ..BootArgs::default() };
+        session::run(&args)
+    };
+    assert!(run("mkdir /d\nwrite /data 8k 4k x direct\nexpect EEXIST mkdir /d\nsync").expect("a run"));
+    // What the first run did is there; one that goes wrong leaves a good image, too.
+    assert!(!run("rmdir /d\nunlink /none\nunlink /data").expect("a run"), "a wrong line was not noticed");
+    assert!(run("expect ENOENT stat /d\nstat /data").expect("a run"));
+    // Bad lines never get as far as the guest.
+    let error = run("sync\nchmood /data 600").expect_err("a bad line").to_string();
+    assert!(error.contains("script.txt:2: `chmood` is no operation"), "{error}");
+}
 
 #[test]
 fn a_boot_in_qemu() {

@@ -99,8 +99,8 @@ fn run_plan(module: &[u8]) -> ExitCode {
     }
     let disks: alloc::vec::Vec<_> = virtio::disks().iter().map(|d| d.bdev.clone()).collect();
     let ran = ext4_dio_jobs::run(&plan, &disks, &Runner { counts: plan.count_instructions });
-    let (name, depth, size) = thread::Thread::deepest();
-    pr_info!("deepest stack: {name}, {depth} of {size} bytes");
+    let [(main, main_depth), (name, depth)] = thread::Thread::deepest();
+    pr_info!("stacks: {main} {main_depth}, {name} {depth} of {} bytes", thread::STACK_SIZE);
     match ran {
         Ok(()) => {
             console::emit(&Event::Done);

@@ -134,11 +134,10 @@ impl Thread {
         used.map_or(0, |at| stack.end - at)
     }
 
-    /// Who went deepest into its stack: name, bytes, and how many there are.
-    pub(crate) fn deepest() -> (&'static str, u64, u64) {
-        let share = |(_, depth, size): &(&str, u64, u64)| depth * 1024 / size.max(&1);
-        let all = Self::all().map(|t| (t.task.name(), t.depth(), t.stack().end - t.stack().start));
-        all.max_by_key(share).unwrap_or(("", 0, 0))
+    /// How deep the thread that boots went into its stack, and which other one went deepest.
+    pub(crate) fn deepest() -> [(&'static str, u64); 2] {
+        let others = Self::all().filter(|t| !core::ptr::eq(*t, &BOOT)).map(|t| (t.task.name(), t.depth()));
+        [(BOOT.task.name(), BOOT.depth()), others.max_by_key(|(_, depth)| *depth).unwrap_or_default()]
     }
 
     /// The CPU it runs on.
