@@ -71,9 +71,12 @@ pub fn e2fsprogs(program: &str) -> Command {
     INSTALLED.call_once(|| {
         deps::ensure(&deps::E2FSPROGS, &mut deps::Host).unwrap_or_else(|error| panic!("{error:#}"));
     });
+    // By its full name, and with the environment's PATH left alone: else std forks, which copies the page tables of this process with
+    // all its disks in memory, thousands of times in a run of all tests.
     let path = std::env::var("PATH").unwrap_or_default();
-    let mut command = Command::new(program);
-    command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
+    let dirs = path.split(':').chain(["/usr/local/sbin", "/usr/sbin", "/sbin"]);
+    let found = dirs.map(|dir| Path::new(dir).join(program)).find(|file| file.is_file());
+    let mut command = Command::new(found.unwrap_or_else(|| program.into()));
     command.env("E2FSPROGS_FAKE_TIME", FAKE_TIME.to_string());
     command.env("MKE2FS_CONFIG", "/dev/null");
     command.env("LC_ALL", "C").stdin(Stdio::null());
