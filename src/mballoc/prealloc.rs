@@ -57,6 +57,11 @@ pub(super) enum Ahead {
     Group,
 }
 
+/// In a list, which is sorted by inode and place in the file: the first that is behind block `logical` of inode `ino`.
+fn behind(list: &[InodePa], ino: Ino, logical: u32) -> usize {
+    list.partition_point(|pa| (pa.ino, pa.lstart) <= (ino, logical))
+}
+
 impl Preallocs {
     fn shard(&self, ino: Ino) -> &Mutex<KVec<InodePa>> {
         &self.inodes[ino.0 as usize % SHARDS]
@@ -65,22 +70,23 @@ impl Preallocs {
     /// Takes up to `len` blocks for those from `logical` on, if some are kept for that very block.
     fn take_inode(&self, ino: Ino, logical: u32, len: u32, usable: impl Fn(Run) -> bool) -> Option<Run> {
         let mut list = self.shard(ino).lock();
-        let at = list.iter().position(|pa| {
-            pa.ino == ino && logical >= pa.lstart && logical - pa.lstart < pa.run.len && usable(pa.run)
-        })?;
-        // For the part in front, if both sides are left.
-        list.reserve(1, GFP_NOFS).ok()?;
-        let pa = list.swap_remove(at);
+        let at = behind(&list, ino, logical).checked_sub(1)?;
+        let pa =
+            list.get(at).copied().filter(|pa| pa.ino == ino && logical - pa.lstart < pa.run.len && usable(pa.run))?;
         let before = logical - pa.lstart;
         let got = len.min(pa.run.len - before);
         let start = pa.run.start + before;
-        let behind = pa.run.len - before - got;
-        if before > 0 {
-            list.push(InodePa { run: Run { len: before, ..pa.run }, ..pa }, GFP_NOFS).ok()?;
-        }
-        if behind > 0 {
-            let run = Run { start: start + got, len: behind, ..pa.run };
-            list.push(InodePa { lstart: logical + got, run, ..pa }, GFP_NOFS).ok()?;
+        let left = pa.run.len - before - got;
+        let rest = InodePa { lstart: logical + got, run: Run { start: start + got, len: left, ..pa.run }, ..pa };
+        match (before, left) {
+            (0, 0) => drop(list.remove(at)),
+            // The usual one: the file grows.
+            (0, _) => *list.get_mut(at)? = rest,
+            (_, 0) => list.get_mut(at)?.run.len = before,
+            _ => {
+                list.insert(at + 1, rest, GFP_NOFS).ok()?;
+                list.get_mut(at)?.run.len = before;
+            }
         }
         Some(Run { start, len: got, ..pa.run })
     }
@@ -102,14 +108,18 @@ impl Preallocs {
     /// Where the next preallocation of the file behind `logical` begins.
     fn next_behind(&self, ino: Ino, logical: u32) -> Option<u32> {
         let list = self.shard(ino).lock();
-        list.iter().filter(|pa| pa.ino == ino && pa.lstart > logical).map(|pa| pa.lstart).min()
+        list.get(behind(&list, ino, logical)).filter(|pa| pa.ino == ino).map(|pa| pa.lstart)
     }
 
     /// Keeps blocks, or says no.
     fn keep(&self, ino: Ino, ahead: Ahead, lstart: u32, run: Run) -> Result<(), Run> {
         match ahead {
             Ahead::Nothing => Err(run),
-            Ahead::Inode => self.shard(ino).lock().push(InodePa { ino, lstart, run }, GFP_NOFS).map_err(|_| run),
+            Ahead::Inode => {
+                let mut list = self.shard(ino).lock();
+                let at = behind(&list, ino, lstart);
+                list.insert(at, InodePa { ino, lstart, run }, GFP_NOFS).map_err(|_| run)
+            }
             Ahead::Group => {
                 let mut runs = self.locality.this().lock();
                 if !runs.is_full() {
@@ -127,8 +137,12 @@ impl Preallocs {
     /// Some blocks of the inode's, or of anybody's.
     fn pop_inode(&self, ino: Ino) -> Option<Run> {
         let mut list = self.shard(ino).lock();
-        let at = list.iter().position(|pa| pa.ino == ino)?;
-        Some(list.swap_remove(at).run)
+        // From the end of what is the file's: nothing else of it has to move.
+        let at = behind(&list, ino, u32::MAX).checked_sub(1)?;
+        if list.get(at)?.ino != ino {
+            return None;
+        }
+        Some(list.remove(at).run)
     }
 
     fn pop_any(&self) -> Option<Run> {
