@@ -318,7 +318,10 @@ fn ext4_dio_prepare(
         ext4_zero_tail(i_mutex, offset)?;
         flags |= DioFlags::WAIT;
     }
-    let allocated = ext4_dio_alloc(inode, offset, iter.count(), verdict.extends())?;
+    let allocated = ext4_dio_alloc(inode, offset, iter.count(), verdict.extends());
+    // Out of space, with nothing done: what `fallocate` has put behind the end stays there.
+    io_end.allocated = !matches!(allocated, Err(ENOSPC));
+    let allocated = allocated?;
     if allocated.unwritten {
         io_end.set_unwritten(inode);
     }

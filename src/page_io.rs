@@ -34,6 +34,8 @@ pub struct IoEnd {
     pub flag: IoEndFlags,
     /// Of a write past the end: where it ends, in bytes, and the inode, for the worker that trims it if it fails.
     extends: Option<(i64, IRef)>,
+    /// It has, or may have, allocated blocks: if it fails there are some to give back.
+    pub(crate) allocated: bool,
     work: Work,
 }
 
@@ -190,7 +192,7 @@ impl Default for AioInfo {
 
 /// A new `io_end`, or `None` if there is none to be had. Does not sleep.
 pub fn ext4_init_io_end(inode: &Inode) -> Option<PoolBox<IoEnd>> {
-    let io_end = IoEnd { flag: IoEndFlags::DIRECT, extends: None, work: Work::new() };
+    let io_end = IoEnd { flag: IoEndFlags::DIRECT, extends: None, allocated: false, work: Work::new() };
     inode.i_sb().s_fs_info().dio.io_end.try_alloc(io_end).ok()
 }
 
@@ -223,7 +225,7 @@ fn ext4_end_io_convert(inode: &Inode, offset: i64, ret: Result<usize>, io_end: P
     }
     if let Some(end) = extends {
         let reached = ret.is_ok_and(|size| offset.saturating_add(size as i64) >= end);
-        if aio.extend_end(inode, done.is_err() || !reached) {
+        if aio.extend_end(inode, io_end.allocated && (done.is_err() || !reached)) {
             // Queued once: it was made for this write alone.
             let _ = inode.i_sb().s_fs_info().dio.trim_wq.queue(io_end);
         }

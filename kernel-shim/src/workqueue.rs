@@ -348,9 +348,12 @@ impl Workqueue {
         // INVARIANT: We set `pending`, and own the object through `raw`.
         work.item.set(raw.as_ptr().cast());
         work.run.set(run_item::<P>);
-        self.shared.state.lock().push(work);
-        // By now the object may be gone: it is the worker's.
+        let mut state = self.shared.state.lock();
+        state.push(work);
+        // With the lock held: from the unlock on the object is the worker's, and with it may go whatever keeps this queue. Nothing
+        // of either is touched after that.
         self.shared.more.wake_up_one();
+        drop(state);
         Ok(())
     }
 
