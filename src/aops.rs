@@ -83,7 +83,7 @@ pub fn ext4_buffered_write_iter(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) ->
     let inode: &Inode = iocb.ki_filp.f_inode();
     let i_mutex = inode.lock();
     // Before the checks: what is in flight may move the end of the file, where O_APPEND goes to.
-    i_mutex.inode_dio_wait();
+    crate::inode::ext4_dio_wait(&i_mutex);
     let Some(range) = generic_write_checks(iocb, &i_mutex, iter)? else { return Ok(0) };
     crate::Ext4::file_remove_privs(iocb, &i_mutex)?;
     i_mutex.file_update_time();
@@ -101,7 +101,7 @@ pub fn ext4_perform_write(iocb: &mut Kiocb<'_>, i_mutex: &Locked<'_>, iter: &mut
     let inode = i_mutex.inode();
     // A direct write in flight and a page that is written back later would meet on the device in any order, and its end would
     // find a dirty page to drop (G12). With i_mutex held no new one leaves it.
-    i_mutex.inode_dio_wait();
+    crate::inode::ext4_dio_wait(i_mutex);
     let old_size = inode.i_size();
     if iocb.ki_pos > old_size {
         ext4_zero_old_tail(inode, old_size)?;
@@ -180,7 +180,7 @@ fn ext4_write_chunk(i_mutex: &Locked<'_>, pos: i64, iter: &mut IovIter<'_>) -> R
     let mut retries = 0;
     loop {
         match ext4_write_begin_end(i_mutex, pos, len, iter) {
-            Err(ENOSPC) if crate::fallocate::ext4_should_retry_alloc(sbi, &mut retries) => {}
+            Err(ENOSPC) if sbi.ext4_should_retry_alloc(&mut retries) => {}
             ret => return ret,
         }
     }

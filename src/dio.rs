@@ -255,7 +255,7 @@ fn orphan_done(handle: Result<Handle<'_>>, inode: &Inode) {
 #[doc(alias = "ext4_truncate_failed_write")]
 pub(crate) fn ext4_dio_trim(inode: &IRef) {
     let i_mutex = inode.lock();
-    i_mutex.inode_dio_wait();
+    crate::inode::ext4_dio_wait(&i_mutex);
     let orphan = {
         let mut extending = inode.i_private().aio.extending.lock();
         if !core::mem::take(&mut extending.trim) {

@@ -20,7 +20,6 @@ use crate::extents::{ext4_blocks_for_truncate, ext4_chunk_trans_blocks, ext4_ext
 use crate::iget::{ext4_mark_inode_dirty, ext4_mark_inode_dirty_tree};
 use crate::inode::ext4_map_create_blocks;
 use crate::mballoc::ext4_discard_preallocations;
-use crate::sb::Ext4SbInfo;
 use crate::setattr::{current_time, ext4_file_modified, move_size};
 use crate::truncate::{ext4_remove_space, order_data, partial_tail, size_to_lblk, stop_direct_io};
 use crate::{IRef, Inode, Locked};
@@ -219,16 +218,11 @@ fn ext4_alloc_file_blocks(
         match done.and(stopped) {
             Ok(()) => trace("ext4_alloc_file_blocks: a piece"),
             // What was freed may be waiting for a commit.
-            Err(ENOSPC) if ext4_should_retry_alloc(sb, &mut retries) => {}
+            Err(ENOSPC) if sb.ext4_should_retry_alloc(&mut retries) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(())
-}
-
-/// After ENOSPC: whether it is worth another try, as blocks that were freed can be used now that a transaction is committed.
-pub(crate) fn ext4_should_retry_alloc(sb: &Ext4SbInfo, retries: &mut u32) -> bool {
-    sb.ext4_should_retry_alloc(retries)
 }
 
 /// Moves both sizes up to `size`, never down, and writes the inode, with a new change time.

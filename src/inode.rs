@@ -468,7 +468,7 @@ fn ext4_ind_hole_inside(inode: &Inode, offset: i64, end: u64) -> Result<bool> {
 }
 
 /// Waits until nothing is in flight, with readers that take no lock kept out of the count meanwhile (G21).
-fn ext4_dio_wait(i_mutex: &Locked<'_>) {
+pub(crate) fn ext4_dio_wait(i_mutex: &Locked<'_>) {
     let _gate = ext4_inode_block_unlocked_dio(i_mutex);
     i_mutex.inode_dio_wait();
 }
