@@ -6,7 +6,7 @@ mod boot;
 mod buffered;
 mod damaged;
 mod differential;
-//mod dio;
+mod dio;
 mod extents;
 mod faults;
 mod file;
