@@ -10,6 +10,14 @@
 pub enum Fix {
     /// The write is counted in flight before `i_mutex` is given up.
     G1,
+    /// Punching a hole waits for direct I/O in flight.
+    G2,
+    /// Whoever moves blocks of a file to another place in it waits for direct I/O in flight.
+    G3,
+    /// What is to be done at the end of a write is kept in that write, not in the inode.
+    G4,
+    /// What a submission still touches after its last bio was sent is its own, however early that completes.
+    G5,
     /// Memory is faulted in before the window, not inside it.
     G6,
     /// The verdict is left in the kiocb whatever the file's flags are by then.
@@ -18,22 +26,105 @@ pub enum Fix {
     G8,
     /// Missing memory ends the write; nothing is written in its place.
     G9,
+    /// The size is moved only outwards, and only by a write that was found to extend, under `i_mutex`'s rules.
+    G10,
+    /// Cached pages of the range are dropped again when the write is on the device.
+    G11,
+    /// A buffered writer waits for direct writes in flight, and they for it.
+    G12,
     /// An `O_DSYNC` write is synced when its data is on the device, not when it was submitted.
     G13,
+    /// The end of a write takes no lock that those who wait for it hold.
+    G14,
+    /// fsync waits for writes whose end is not processed yet.
+    G15,
     /// An unwritten extent that is under I/O is merged with nothing.
     G16,
+    /// A write that zeroes around itself is alone in the device.
+    G17,
+    /// A write at or past the end that does not begin or end with a block counts as one that zeroes.
+    G18,
+    /// Who waits for direct I/O keeps new ones from starting.
+    G19,
+    /// Each inode has its own queue of waiters.
+    G20,
+    /// Who waits for direct I/O keeps readers without locks from starting, too.
+    G21,
+    /// Readers without locks stay out until the size has changed.
+    G22,
+    /// A range of several written extents is an overwrite.
+    G23,
+    /// A write inside `i_size` but past `i_disksize` is one that extends.
+    G24,
+    /// The size is moved before the cached pages of the range are dropped.
+    G25,
+    /// The size is on the device before an `O_SYNC` write that moved it is told of.
+    G26,
+    /// The end of a write decides about the size under the lock that both sizes are changed under.
+    G27,
+    /// After the lock was given up and taken again, all checks are made again.
+    G28,
     /// A split before I/O that finds no space leaves the extent unwritten.
     G29,
     /// A write that failed says so to `end_io`.
     G30,
+    /// A write that finds no memory after the swap of locks gives back what it took.
+    G31,
+    /// A write that fails is counted out like one that succeeds.
+    G32,
+    /// The journalling flag of a file changes only with no I/O on it in flight.
+    G33,
+    /// A write that may not wait takes only locks that are free, and allocates nothing.
+    G34,
+    /// A writer of data that needs no exclusive lock does not stand behind one that waits for it.
+    G35,
+    /// Truncation waits for direct I/O without a journal, too.
+    G36,
     /// The write checks come before the verdict.
     G37,
 }
 
 impl Fix {
     /// All of them.
-    pub const ALL: [Fix; 10] =
-        [Fix::G1, Fix::G6, Fix::G7, Fix::G8, Fix::G9, Fix::G13, Fix::G16, Fix::G29, Fix::G30, Fix::G37];
+    pub const ALL: [Fix; 37] = [
+        Fix::G1,
+        Fix::G2,
+        Fix::G3,
+        Fix::G4,
+        Fix::G5,
+        Fix::G6,
+        Fix::G7,
+        Fix::G8,
+        Fix::G9,
+        Fix::G10,
+        Fix::G11,
+        Fix::G12,
+        Fix::G13,
+        Fix::G14,
+        Fix::G15,
+        Fix::G16,
+        Fix::G17,
+        Fix::G18,
+        Fix::G19,
+        Fix::G20,
+        Fix::G21,
+        Fix::G22,
+        Fix::G23,
+        Fix::G24,
+        Fix::G25,
+        Fix::G26,
+        Fix::G27,
+        Fix::G28,
+        Fix::G29,
+        Fix::G30,
+        Fix::G31,
+        Fix::G32,
+        Fix::G33,
+        Fix::G34,
+        Fix::G35,
+        Fix::G36,
+        Fix::G37,
+    ];
 }
 
 /// Whether this was built with feature `fault-injection`: benchmarks say so beside their figures.

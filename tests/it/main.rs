@@ -17,7 +17,6 @@ mod mount;
 mod names;
 mod ondisk;
 mod parallel;
-mod races;
 mod semantics;
 mod truncate;
 mod xattr;

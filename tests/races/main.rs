@@ -18,6 +18,8 @@ use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::{IoVec, IovIter, OpenFlags, UserMemory};
 use kernel_shim::testing::{Fix, on_trace};
 
+// ---- G1 ----
+
 /// G1: counted only after the unlock, a truncate in between sees nothing in flight and frees the blocks that the bio, soon to be
 /// sent, will write to.
 #[test]
@@ -44,6 +46,12 @@ fn g1_counted_before_the_unlock() {
         m.finish();
     }
 }
+
+// ---- G2 ----
+
+// ---- G3 ----
+
+// ---- G4 ----
 
 /// G4: two writes under way at once, each with state of its own: whichever ends first, the other's end is not lost and not
 /// mixed up.
@@ -77,6 +85,8 @@ fn g4_each_write_has_its_own_state() {
         m.finish();
     }
 }
+
+// ---- G5 ----
 
 /// G5: a write that completes before its submission returns: what the submitter still touches is its own.
 #[test]
@@ -123,6 +133,8 @@ impl UserMemory for Faulting {
     }
 }
 
+// ---- G6 ----
+
 /// G6: memory is faulted in before `i_data_sem` is held, since the fault may need it.
 #[test]
 fn g6_page_faults_come_before_the_window() {
@@ -139,6 +151,8 @@ fn g6_page_faults_come_before_the_window() {
         m.finish();
     }
 }
+
+// ---- G7 ----
 
 /// G7: `fcntl` takes O_DIRECT away between ext4's look at the flags and the generic code's.
 #[test]
@@ -185,6 +199,10 @@ fn write_ending(file: &KArc<File>, data: &Pages, limit: usize) -> Result<usize> 
     ext4_file_write(&mut Kiocb::new_sync(file, 0), &mut IovIter::with_user_memory(&iov, &user))
 }
 
+// ---- G8 ----
+
+// ---- G9 ----
+
 /// G9: a bad address half-way writes what came before it, and leaves the rest of the file alone.
 #[test]
 fn g9_a_fault_half_way_zeroes_nothing() {
@@ -208,6 +226,14 @@ fn g9_a_fault_half_way_zeroes_nothing() {
     }
 }
 
+// ---- G10 ----
+
+// ---- G11 ----
+
+// ---- G12 ----
+
+// ---- G13 ----
+
 /// G13: an asynchronous O_DSYNC write is told of when its data is durable; a sync at submission does nothing for data that is
 /// still under way.
 #[test]
@@ -228,6 +254,40 @@ fn g13_async_dsync_is_durable_when_told() {
         m.finish();
     }
 }
+
+// ---- G14 ----
+
+// ---- G15 ----
+
+// ---- G16 ----
+
+// ---- G17 ----
+
+// ---- G18 ----
+
+// ---- G19 ----
+
+// ---- G20 ----
+
+// ---- G21 ----
+
+// ---- G22 ----
+
+// ---- G23 ----
+
+// ---- G24 ----
+
+// ---- G25 ----
+
+// ---- G26 ----
+
+// ---- G27 ----
+
+// ---- G28 ----
+
+// ---- G29 ----
+
+// ---- G30 ----
 
 /// G30: the end of a failed write says that it failed: nothing may be converted for it.
 #[test]
@@ -255,6 +315,8 @@ fn g30_a_failed_write_converts_nothing() {
     m.finish();
 }
 
+// ---- G31 ----
+
 /// G31: out of io_ends after the swap of locks: both locks are as the caller knows them. That leaving early does not compile is
 /// in the documentation of `dio_lock`.
 #[test]
@@ -275,6 +337,18 @@ fn g31_enomem_leaves_the_locks_right() {
         m.finish();
     }
 }
+
+// ---- G32 ----
+
+// ---- G33 ----
+
+// ---- G34 ----
+
+// ---- G35 ----
+
+// ---- G36 ----
+
+// ---- G37 ----
 
 /// G37: O_APPEND moves the write before the verdict looks where it goes. Else it is taken for an overwrite of what is at the old
 /// place, and lands where no block is.
@@ -298,16 +372,16 @@ fn g37_checks_before_the_verdict() {
 #[test]
 fn every_test_fails_without_its_fix() {
     let tests = [
-        (Fix::G1, "races::g1_counted_before_the_unlock"),
-        (Fix::G6, "races::g6_page_faults_come_before_the_window"),
-        (Fix::G7, "races::g7_fcntl_in_the_middle"),
+        (Fix::G1, "g1_counted_before_the_unlock"),
+        (Fix::G6, "g6_page_faults_come_before_the_window"),
+        (Fix::G7, "g7_fcntl_in_the_middle"),
         (Fix::G8, "mount::g8_freezing_waits_for_direct_io_in_flight"),
-        (Fix::G9, "races::g9_a_fault_half_way_zeroes_nothing"),
-        (Fix::G13, "races::g13_async_dsync_is_durable_when_told"),
+        (Fix::G9, "g9_a_fault_half_way_zeroes_nothing"),
+        (Fix::G13, "g13_async_dsync_is_durable_when_told"),
         (Fix::G16, "extents::g16_unwritten_extents_under_io_stay_as_they_were_cut"),
         (Fix::G29, "extents::g29_without_a_block_for_a_node_the_map_stays_as_it_was"),
-        (Fix::G30, "races::g30_a_failed_write_converts_nothing"),
-        (Fix::G37, "races::g37_checks_before_the_verdict"),
+        (Fix::G30, "g30_a_failed_write_converts_nothing"),
+        (Fix::G37, "g37_checks_before_the_verdict"),
     ];
     let covered: Vec<Fix> = tests.iter().map(|(fix, _)| *fix).collect();
     assert_eq!(covered, Fix::ALL, "a fix without a test");
