@@ -160,7 +160,7 @@ impl Ext4SbInfo {
                     desc.itable_unused = self.s_inodes_per_group - used.max(index + 1);
                 }
                 desc.free_inodes = desc.free_inodes.saturating_sub(1);
-                desc.used_dirs += u32::from(is_dir);
+                desc.used_dirs = desc.used_dirs.saturating_add(u32::from(is_dir)).min(self.s_inodes_per_group);
                 desc.inode_bitmap_csum = csum;
             })?;
             // No inode of this one's block of the table was ever in use, and mke2fs may have left it as it was.
