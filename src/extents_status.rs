@@ -112,7 +112,7 @@ impl ExtentStatus {
     }
 
     /// The part of it between `start` and before `end`.
-    fn clip(&self, start: u32, end: u32) -> Option<Self> {
+    pub(crate) fn clip(&self, start: u32, end: u32) -> Option<Self> {
         let start = start.max(self.es_lblk);
         let len = end.min(self.end()).checked_sub(start)?;
         let pblk = Fsblk(self.pblk().0 + u64::from(start - self.es_lblk));

@@ -295,8 +295,10 @@ impl Ext4SbInfo {
             if es.status() == EsStatus::Hole {
                 return Err(Corrupt::JournalHole(inode.i_ino).into());
             }
+            // What there is behind the end is not part of it.
+            let inside = es.clip(es.lblk().0, blocks).ok_or(Corrupt::InodeSize(inode.i_ino))?;
             lblk = es.end();
-            extents.push(es, GFP_KERNEL)?;
+            extents.push(inside, GFP_KERNEL)?;
         }
         Ok(extents)
     }
