@@ -33,6 +33,7 @@ pub fn ext4_should_dioread_nolock(inode: &Inode) -> bool {
 /// to create; `EFSCORRUPTED` and `EFSBADCRC` for a map that cannot be.
 #[inline]
 pub fn ext4_map_blocks(inode: &Inode, map: &mut MapBlocks, flags: GetBlocks) -> Result<u32> {
+    kernel_shim::testing::trace("ext4_map_blocks");
     let n = match inode.i_private().i_es_tree.lookup_last(map) {
         Some(n) => n,
         None => {

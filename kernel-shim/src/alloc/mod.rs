@@ -12,6 +12,8 @@ pub mod fault;
 pub mod flags;
 mod kbox;
 mod kvec;
+#[cfg(all(feature = "fault-injection", not(feature = "bare")))]
+pub mod meter;
 mod pool;
 #[cfg(all(test, feature = "host"))]
 mod tests;
@@ -70,6 +72,8 @@ fn kmalloc(layout: Layout, flags: Flags) -> Result<NonNull<u8>, AllocError> {
     }
     // SAFETY: The size is not 0, checked above.
     let memory = NonNull::new(unsafe { crate::sched::kmalloc(layout) }).ok_or(AllocError)?;
+    #[cfg(all(feature = "fault-injection", not(feature = "bare")))]
+    meter::add(layout.size());
     if flags.contains(Flags::ZERO) {
         // SAFETY: The back end has just given us `layout.size()` bytes there.
         unsafe { memory.write_bytes(0, layout.size()) };
@@ -84,6 +88,8 @@ fn kmalloc(layout: Layout, flags: Flags) -> Result<NonNull<u8>, AllocError> {
 /// `memory` comes from [`kmalloc`] with this very layout and is not used any more.
 unsafe fn kfree(memory: NonNull<u8>, layout: Layout) {
     if layout.size() != 0 {
+        #[cfg(all(feature = "fault-injection", not(feature = "bare")))]
+        meter::sub(layout.size());
         // SAFETY: The caller's promise; sizes other than 0 come from the back end.
         unsafe { crate::sched::kfree(memory.as_ptr(), layout) };
     }

@@ -445,6 +445,7 @@ impl BufferCache {
     #[doc(alias = "sb_bread")]
     #[inline]
     pub fn bread(&self, block: u64) -> Result<BufferHead> {
+        crate::testing::trace("bread");
         if let Some(bh) = self.find(block)
             && bh.is_uptodate()
         {
