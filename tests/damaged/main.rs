@@ -1,2 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Damaged images.
+//! Damaged images: each of the checks strikes where it should, with its own error, and whatever is done to an image there is no panic,
+//! an end, and no more memory than the image's size allows.
+//!
+//! * [`corpus`]: the cases in `tests/corpus`, each mounted and exercised;
+//! * [`random`]: random ones, made on the spot;
+//!
+//! | environment | |
+//! |---|---|
+//! | `EXT4_DIO_SEED` | where random cases begin |
+//! | `EXT4_DIO_CASES` | how many |
+//! | `EXT4_DIO_CASE` | a file with one case, for the test `one_case` |
+//! | `EXT4_DIO_LAYOUT` | a base, whose places `one_case` lists |
+
+mod corpus;
+mod random;
+
+/// A number in the environment.
+fn env(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+/// Says something that is seen though the test passes.
+fn tell(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

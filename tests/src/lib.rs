@@ -2,6 +2,7 @@
 //! Fixtures of the hosted tests.
 
 pub mod crash;
+pub mod damage;
 pub mod differential;
 pub mod dio;
 pub mod generator;
