@@ -12,7 +12,7 @@
 //! errors do), [`crate::sb_remount`] (remount, freeze, shutdown) and [`crate::sb_stats`].
 
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use kernel_shim::alloc::{Arc, GFP_KERNEL, KVec};
 use kernel_shim::block::Bdev;
@@ -92,6 +92,10 @@ pub struct Ext4SbInfo {
     /// Writes back in the background.
     pub(crate) s_flusher: Flusher,
     pub(crate) s_counters: SbCounters,
+    /// How many inodes got a generation.
+    pub(crate) s_next_generation: AtomicU32,
+    /// How many directories were spread.
+    pub(crate) s_next_spread: AtomicU32,
 }
 
 impl Deref for Ext4SbInfo {
@@ -176,6 +180,8 @@ fn read_super(bdev: &Bdev, options: MountOptions) -> Ext4Result<Ext4SbInfo> {
         s_errlog: ErrorLog::new(geometry.s_state),
         s_flusher: Flusher::default(),
         s_counters: SbCounters::new(bdev),
+        s_next_generation: AtomicU32::new(0),
+        s_next_spread: AtomicU32::new(0),
         geometry,
     })
 }

@@ -6,7 +6,7 @@
 
 mod orlov;
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::Ordering;
 
 use kernel_shim::alloc::{Arc, GFP_KERNEL};
 use kernel_shim::error::Result;
@@ -202,9 +202,8 @@ impl Ext4SbInfo {
 }
 
 /// An NFS generation for a new inode, which differs from that of those that had its number before.
-fn next_generation(sb: &Geometry, ino: Ino) -> u32 {
-    static COUNTER: AtomicU32 = AtomicU32::new(0);
-    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+fn next_generation(sb: &Ext4SbInfo, ino: Ino) -> u32 {
+    let n = sb.s_next_generation.fetch_add(1, Ordering::Relaxed);
     let time = ktime_get_real().to_ns() as u64;
     // Each bit of time, counter and number goes to all bits of the result.
     let seed = time ^ u64::from(n) << 32 ^ u64::from(ino.0) << 8 ^ u64::from(sb.s_csum_seed);
@@ -306,7 +305,7 @@ fn new_inode(sb: &Ext4SbInfo, dir: &Inode, spec: &NewInodeSpec, ino: Ino) -> Res
 
 /// The inode as it is going to be on disk.
 fn new_inode_disk(
-    sb: &Geometry,
+    sb: &Ext4SbInfo,
     ino: Ino,
     mode: u32,
     (i_uid, i_gid): (u32, u32),

@@ -4,7 +4,7 @@
 //! Directories at the top are spread over the file system, those below stay near their parent as long as it is not crowded there.
 //! With `flex_bg` a flex group counts as one. What is read here may change at any time; the answer is advice.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::Ordering;
 
 use crate::Inode;
 use crate::disk::GroupDesc;
@@ -69,7 +69,7 @@ fn find_group_orlov(sb: &Ext4SbInfo, parent: &Inode, parent_group: Group) -> Opt
     let found = if top {
         // Where there is room above average, and the fewest directories.
         let mut best: Option<(u64, u32)> = None;
-        for group in ring(spread(), ngroups) {
+        for group in ring(spread(sb), ngroups) {
             let stats = stats(sb, group, flex_size);
             let room = stats.free_inodes > 0 && stats.free_inodes >= avefreei && stats.free_clusters >= avefreec;
             if room && best.is_none_or(|(dirs, _)| stats.used_dirs < dirs) {
@@ -142,7 +142,6 @@ fn find_group_other(sb: &Ext4SbInfo, parent: &Inode, parent_group: Group) -> Opt
 /// Where to begin spreading directories: elsewhere each time.
 ///
 /// PORT: C takes a hash of the name, which is not known here.
-fn spread() -> u32 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
+fn spread(sb: &Ext4SbInfo) -> u32 {
+    sb.s_next_spread.fetch_add(1, Ordering::Relaxed)
 }
