@@ -212,6 +212,8 @@ mod hosted {
     /// A tracepoint.
     #[inline]
     pub fn trace(name: &'static str) {
+        #[cfg(all(feature = "sim", not(feature = "bare")))]
+        crate::sched::sim::trace(name);
         if TRACINGS.load(Ordering::Relaxed) != 0 {
             trace_here(name);
         }

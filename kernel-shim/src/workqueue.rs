@@ -283,6 +283,7 @@ impl State {
         self.running[worker] = work.seq.get();
         let todo = Todo { run: work.run.get(), item: work.item.get() };
         // From here on others who have the object may queue it again. Release: after we have read it.
+        sched::sched_access(core::ptr::from_ref(&work.pending).cast(), true);
         work.pending.store(false, Ordering::Release);
         Some(todo)
     }
@@ -341,6 +342,7 @@ impl Workqueue {
         // reference, and with it the one to the work, is good until `from_raw` in `run_item`.
         let work = unsafe { raw.as_ref() }.work();
         // Acquire: whoever ran it before has read it.
+        sched::sched_access(core::ptr::from_ref(&work.pending).cast(), true);
         if work.pending.swap(true, Ordering::Acquire) {
             // SAFETY: Handed over just above.
             return Err(unsafe { P::from_raw(raw) });

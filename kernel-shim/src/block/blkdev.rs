@@ -647,6 +647,7 @@ impl<'a> IoBatch<'a> {
     }
 
     fn put(&self) {
+        sched::sched_access(core::ptr::from_ref(&self.pending).cast(), true);
         if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.done.complete();
         }

@@ -28,6 +28,8 @@ pub mod plug;
 #[cfg(all(feature = "host", not(feature = "bare")))]
 pub mod ramdisk;
 pub mod request;
+#[cfg(all(feature = "sim", not(feature = "bare")))]
+pub mod sim;
 #[cfg(all(test, feature = "host"))]
 mod tests;
 

@@ -624,7 +624,7 @@ impl State {
     }
 }
 
-fn put(image: &mut [u8], sector: u64, data: &[u8]) {
+pub(super) fn put(image: &mut [u8], sector: u64, data: &[u8]) {
     let at = (sector << SECTOR_SHIFT) as usize;
     image[at..at + data.len()].copy_from_slice(data);
 }
@@ -640,7 +640,7 @@ fn put_some(image: &mut [u8], sector: u64, data: &[u8], block: usize, rng: &mut 
 }
 
 /// The memory of a request, copied.
-fn copy_out(rq: &Request) -> Vec<u8> {
+pub(super) fn copy_out(rq: &Request) -> Vec<u8> {
     let mut data = Vec::with_capacity(rq.nr_bytes() as usize);
     rq.for_each_vec(|vec| {
         let (at, len) = (data.len(), vec.bv_len as usize);
@@ -654,7 +654,7 @@ fn copy_out(rq: &Request) -> Vec<u8> {
 }
 
 /// Fills the memory of a request with `data`, or with poison.
-fn fill(rq: &Request, data: Option<&[u8]>) {
+pub(super) fn fill(rq: &Request, data: Option<&[u8]>) {
     let mut rest = data;
     rq.for_each_vec(|vec| {
         let (to, len) = (vec.bv_page.as_ptr(), vec.bv_len as usize);
@@ -672,7 +672,7 @@ fn fill(rq: &Request, data: Option<&[u8]>) {
 }
 
 /// Differs for data that differ by one change, and mostly for others.
-fn checksum(data: &[u8]) -> u64 {
+pub(super) fn checksum(data: &[u8]) -> u64 {
     let mut sum = data.len() as u64;
     for word in data.chunks(8) {
         let mut bytes = [0; 8];

@@ -26,6 +26,7 @@ use bitflags::bitflags;
 use crate::alloc::{Arc, GFP_ATOMIC, GFP_KERNEL, GFP_NOFS, KVec};
 use crate::block::{Bdev, IoBatch, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE, bio_alloc, submit_bio_wait};
 use crate::error::{Result, code};
+use crate::sched::sched_access;
 use crate::sync::{RwSemReadGuard, RwSemWriteGuard, RwSemaphore, SpinLock};
 
 #[cfg(all(test, feature = "host"))]
@@ -95,15 +96,18 @@ struct Buffer {
 
 impl Buffer {
     fn has(&self, flag: BhState) -> bool {
+        sched_access(core::ptr::from_ref(&self.state).cast(), false);
         self.state.load(Ordering::Acquire) & flag.bits() != 0
     }
 
     fn set(&self, flag: BhState) {
+        sched_access(core::ptr::from_ref(&self.state).cast(), true);
         self.state.fetch_or(flag.bits(), Ordering::AcqRel);
     }
 
     /// Whether it was set.
     fn clear(&self, flag: BhState) -> bool {
+        sched_access(core::ptr::from_ref(&self.state).cast(), true);
         self.state.fetch_and(!flag.bits(), Ordering::AcqRel) & flag.bits() != 0
     }
 }

@@ -132,10 +132,23 @@ impl Flight {
         Self { refcount: AtomicU32::new(1), io_error: AtomicI32::new(0), waiter: sched::current() }
     }
 
+    #[inline]
+    fn references(&self) -> u32 {
+        sched::sched_point(sched::Point::Load, core::ptr::from_ref(&self.refcount).cast());
+        self.refcount.load(Ordering::Acquire)
+    }
+
+    /// Gives a reference back; how many there were.
+    #[inline]
+    fn put(&self) -> u32 {
+        sched::sched_point(sched::Point::Atomic, core::ptr::from_ref(&self.refcount).cast());
+        self.refcount.fetch_sub(1, Ordering::AcqRel)
+    }
+
     /// For the submitter: sleeps until no bio is in flight any more.
     #[inline]
     fn land(&self) {
-        while self.refcount.load(Ordering::Acquire) != 1 {
+        while self.references() != 1 {
             sched::schedule();
         }
     }
@@ -144,7 +157,7 @@ impl Flight {
     #[cold]
     fn poll(&self, bdev: &Bdev) {
         let give_up = sched::now_ns() + POLL_NS;
-        while self.refcount.load(Ordering::Acquire) != 1 && sched::now_ns() < give_up {
+        while self.references() != 1 && sched::now_ns() < give_up {
             if !bdev.poll() {
                 core::hint::spin_loop();
             }
@@ -421,7 +434,7 @@ where
     if failed.is_some() {
         // Half-way: it is waited for, so that the answer can say how far it got.
         flight.land();
-    } else if flight.refcount.fetch_sub(1, Ordering::AcqRel) != 1 {
+    } else if flight.put() != 1 {
         return Err(EIOCBQUEUED);
     }
     // All bios have ended, and none was the last: it is ours to complete, and our answer tells the submitter.
@@ -437,7 +450,7 @@ fn dio_bio_end_io(bio: BioPtr) {
     drop(bio);
     // Read before our reference goes: with it goes the flight. Tasks live for ever.
     let waiter = flight.waiter;
-    if flight.refcount.fetch_sub(1, Ordering::AcqRel) == 2 {
+    if flight.put() == 2 {
         sched::unpark(waiter);
     }
 }
@@ -452,7 +465,7 @@ fn dio_bio_end_aio<F: FileSystem>(bio: BioPtr) {
     drop(bio);
     // Read before our reference goes: a submitter that sees it gone frees the dio. Tasks live for ever.
     let waiter = flight.waiter;
-    match flight.refcount.fetch_sub(1, Ordering::AcqRel) {
+    match flight.put() {
         2 => sched::unpark(waiter),
         // SAFETY: that was the last reference: the dio is ours.
         1 => dio_aio_complete(unsafe { PoolBox::from_raw(dio) }),

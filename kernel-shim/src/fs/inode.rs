@@ -11,6 +11,7 @@ use super::super_block::{FileSystem, SbFlags, SuperBlock};
 use crate::alloc::Arc;
 use crate::mm::filemap::AddressSpace;
 use crate::percpu::CacheAligned;
+use crate::sched::{Point, sched_point};
 use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
 use crate::time::Timespec64;
 use crate::workqueue::{Work, WorkItem};
@@ -271,12 +272,14 @@ impl<F: FileSystem> Inode<F> {
     #[doc(alias = "i_size_read")]
     #[inline]
     pub fn i_size(&self) -> i64 {
+        sched_point(Point::Load, core::ptr::from_ref(&self.i_size).cast());
         self.i_size.load(Ordering::Acquire)
     }
 
     /// Moves the end of the file outwards to `size`, never inwards: for the completion of an extending write, which is counted in flight, so
     /// that nobody with `i_mutex` changes the size meanwhile but by this, too.
     pub fn i_size_extend(&self, size: i64) {
+        sched_point(Point::Atomic, core::ptr::from_ref(&self.i_size).cast());
         self.i_size.fetch_max(size, Ordering::AcqRel);
     }
 
@@ -343,6 +346,7 @@ impl<F: FileSystem> Inode<F> {
     /// count must be taken before `i_mutex` is given up.
     #[inline]
     pub fn inode_dio_begin(&self) -> DioCount<'_, F> {
+        sched_point(Point::Atomic, core::ptr::from_ref(&self.hot.i_dio_count).cast());
         self.hot.i_dio_count.fetch_add(1, Ordering::Acquire);
         DioCount { inode: self }
     }
@@ -350,6 +354,7 @@ impl<F: FileSystem> Inode<F> {
     /// The other half of a [`DioCount`] that was [forgotten](DioCount::into_request). Any context.
     #[inline]
     pub(crate) fn inode_dio_done(&self) {
+        sched_point(Point::Atomic, core::ptr::from_ref(&self.hot.i_dio_count).cast());
         if self.hot.i_dio_count.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.i_dio_wait.wake_up_all();
         }
@@ -357,6 +362,7 @@ impl<F: FileSystem> Inode<F> {
 
     /// Direct I/O in flight. A value that was true at some moment.
     pub fn i_dio_count(&self) -> i32 {
+        sched_point(Point::Load, core::ptr::from_ref(&self.hot.i_dio_count).cast());
         self.hot.i_dio_count.load(Ordering::Acquire)
     }
 
@@ -564,6 +570,7 @@ impl<'i, F: FileSystem> Locked<'i, F> {
 
     /// Moves the end of the file.
     pub fn i_size_write(&self, size: i64) {
+        sched_point(Point::Atomic, core::ptr::from_ref(&self.inode.i_size).cast());
         self.inode.i_size.store(size, Ordering::Release);
     }
 

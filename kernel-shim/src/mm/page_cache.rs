@@ -27,6 +27,7 @@ use crate::alloc::{Arc, GFP_KERNEL, KBox};
 use crate::error::{Error, Result};
 use crate::fs::FileSystem;
 use crate::fs::Inode;
+use crate::sched::{Point, sched_access, sched_point};
 use crate::sync::{RwSemWriteGuard, RwSemaphore, SpinLock, WaitQueue};
 
 /// Bytes of a page.
@@ -87,16 +88,19 @@ impl Page {
 
     #[inline]
     pub(super) fn flags(&self) -> PageFlags {
+        sched_access(core::ptr::from_ref(&self.flags).cast(), false);
         PageFlags::from_bits_retain(self.flags.load(Ordering::Acquire))
     }
 
     #[inline]
     pub(super) fn set(&self, flags: PageFlags) -> PageFlags {
+        sched_access(core::ptr::from_ref(&self.flags).cast(), true);
         PageFlags::from_bits_retain(self.flags.fetch_or(flags.bits(), Ordering::AcqRel))
     }
 
     #[inline]
     pub(super) fn clear(&self, flags: PageFlags) -> PageFlags {
+        sched_access(core::ptr::from_ref(&self.flags).cast(), true);
         PageFlags::from_bits_retain(self.flags.fetch_and(!flags.bits(), Ordering::AcqRel))
     }
 
@@ -194,12 +198,14 @@ impl AddressSpace {
     /// read began before.
     #[inline]
     pub fn nrpages(&self) -> usize {
+        sched_point(Point::Load, core::ptr::from_ref(&self.nrpages).cast());
         self.nrpages.load(Ordering::SeqCst)
     }
 
     /// Pages that are newer than on disk, and not on their way there. A value that was true at some moment.
     #[inline]
     pub fn nrdirty(&self) -> usize {
+        sched_access(core::ptr::from_ref(&self.nrdirty).cast(), false);
         self.nrdirty.load(Ordering::SeqCst)
     }
 
@@ -265,6 +271,7 @@ impl AddressSpace {
             }
             added += 1;
         }
+        sched_access(core::ptr::from_ref(&self.nrpages).cast(), true);
         self.nrpages.store(tree.len(), Ordering::SeqCst);
         self.account.nr_pages.fetch_add(added, Ordering::Relaxed);
         if added == 0 { result.map(|()| 0) } else { Ok(added) }
@@ -347,9 +354,11 @@ impl AddressSpace {
 
     fn count_dirty(&self, more: bool) {
         if more {
+            sched_access(core::ptr::from_ref(&self.nrdirty).cast(), true);
             self.nrdirty.fetch_add(1, Ordering::SeqCst);
             self.account.nr_dirty.fetch_add(1, Ordering::Relaxed);
         } else {
+            sched_access(core::ptr::from_ref(&self.nrdirty).cast(), true);
             self.nrdirty.fetch_sub(1, Ordering::SeqCst);
             self.account.nr_dirty.fetch_sub(1, Ordering::Relaxed);
         }
@@ -435,6 +444,7 @@ impl AddressSpace {
         self.clear_dirty_locked(tree, page, PageFlags::DIRTY);
         page.set(PageFlags::GONE);
         let gone = tree.remove(page.index);
+        sched_access(core::ptr::from_ref(&self.nrpages).cast(), true);
         self.nrpages.store(tree.len(), Ordering::SeqCst);
         self.account.nr_pages.fetch_sub(1, Ordering::Relaxed);
         gone

@@ -5,6 +5,8 @@
 //! [`InterruptContext`]: a simulated disk that completes requests under it gets the same answers
 //! from [`in_interrupt`], and in debug builds the same reports of sleeping and allocating, as a
 //! handler in the guest.
+//!
+//! With feature `sim` a thread may be inside of a simulation: then all this is the simulation's.
 
 use core::alloc::Layout;
 use core::cell::Cell;
@@ -29,16 +31,25 @@ const NOTIFIED: u32 = 2;
 /// What a task has on this back end besides its token.
 pub(super) struct HostTask {
     /// Its CPU, as far as there is one: see [`cpu_id`].
-    cpu: AtomicU32,
+    pub(super) cpu: AtomicU32,
     /// Held by whoever changes the token from or to [`PARKED`], so that no wake-up falls between a
     /// sleeper's last look and its sleep.
     lock: Mutex<()>,
     wake: Condvar,
+    /// Its number, if it is a simulation's.
+    #[cfg(feature = "sim")]
+    pub(super) sim: AtomicU32,
 }
 
 impl HostTask {
     pub(super) const fn new() -> HostTask {
-        HostTask { cpu: AtomicU32::new(0), lock: Mutex::new(()), wake: Condvar::new() }
+        HostTask {
+            cpu: AtomicU32::new(0),
+            lock: Mutex::new(()),
+            wake: Condvar::new(),
+            #[cfg(feature = "sim")]
+            sim: AtomicU32::new(u32::MAX),
+        }
     }
 }
 
@@ -71,12 +82,12 @@ impl Drop for Adopted {
 
 thread_local! {
     /// The thread's task; null before its first look.
-    static CURRENT: Cell<*const Task> = const { Cell::new(ptr::null()) };
+    pub(super) static CURRENT: Cell<*const Task> = const { Cell::new(ptr::null()) };
     static ADOPTED: Cell<Option<Adopted>> = const { Cell::new(None) };
     /// How many [`InterruptContext`]s deep the thread is.
-    static IRQ_DEPTH: Cell<u32> = const { Cell::new(0) };
-    /// How many spinlocks the thread holds; counted in debug builds only.
-    static SPIN_DEPTH: Cell<u32> = const { Cell::new(0) };
+    pub(super) static IRQ_DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// How many spinlocks the thread holds; counted in debug builds and for simulations only.
+    pub(super) static SPIN_DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
 /// A task that no thread has, of this name.
@@ -129,6 +140,10 @@ pub fn current() -> &'static Task {
 }
 
 pub(super) fn park(deadline_ns: Option<u64>) {
+    #[cfg(feature = "sim")]
+    if super::sim::inside() {
+        return super::sim::park(deadline_ns);
+    }
     let task = current();
     // Acquire: what the waker did before its unpark is visible to us.
     if task.token().compare_exchange(NOTIFIED, EMPTY, Ordering::Acquire, Ordering::Relaxed).is_ok() {
@@ -158,6 +173,10 @@ pub(super) fn park(deadline_ns: Option<u64>) {
 
 /// Wakes a task, or makes its next sleep return at once. Any context.
 pub fn unpark(task: &'static Task) {
+    #[cfg(feature = "sim")]
+    if super::sim::inside() {
+        return super::sim::unpark(task);
+    }
     // Release: see `park`.
     if task.token().swap(NOTIFIED, Ordering::Release) == PARKED {
         // Once the lock can be had the sleeper is in `wait`, where the notification reaches it.
@@ -168,17 +187,29 @@ pub fn unpark(task: &'static Task) {
 
 /// Lets others run.
 pub fn yield_now() {
+    #[cfg(feature = "sim")]
+    if super::sim::inside() {
+        return super::sim::yield_now();
+    }
     thread::yield_now();
 }
 
 /// Nanoseconds since some moment, never backwards.
 pub fn now_ns() -> u64 {
+    #[cfg(feature = "sim")]
+    if super::sim::inside() {
+        return super::sim::now_ns();
+    }
     static START: OnceLock<Instant> = OnceLock::new();
     u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Nanoseconds since 1970.
 pub fn real_ns() -> u64 {
+    #[cfg(feature = "sim")]
+    if super::sim::inside() {
+        return super::sim::real_ns();
+    }
     match SystemTime::UNIX_EPOCH.elapsed() {
         Ok(since) => u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
         Err(_) => 0,
@@ -198,6 +229,10 @@ pub(crate) fn coarse_real_ns() -> u64 {
 /// How many CPUs there are.
 #[inline]
 pub fn nr_cpus() -> u32 {
+    #[cfg(feature = "sim")]
+    if super::sim::inside() {
+        return super::sim::nr_cpus();
+    }
     static NR_CPUS: OnceLock<u32> = OnceLock::new();
     *NR_CPUS.get_or_init(|| thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)))
 }
@@ -254,6 +289,10 @@ pub fn irq_restore(_flags: IrqFlags) {}
 /// The holder may be a thread that the host has preempted: spin a little, then let it run.
 #[inline]
 pub(crate) fn spin_relax() {
+    #[cfg(feature = "sim")]
+    if super::sim::inside() {
+        return super::sim::spin_relax();
+    }
     thread_local!(static SPINS: Cell<u32> = const { Cell::new(0) });
     let spins = SPINS.get().wrapping_add(1);
     SPINS.set(spins);
@@ -266,14 +305,14 @@ pub(crate) fn spin_relax() {
 
 #[inline(always)]
 pub(crate) fn spin_acquired() {
-    if cfg!(debug_assertions) {
+    if cfg!(any(debug_assertions, feature = "sim")) {
         SPIN_DEPTH.set(SPIN_DEPTH.get() + 1);
     }
 }
 
 #[inline(always)]
 pub(crate) fn spin_released() {
-    if cfg!(debug_assertions) {
+    if cfg!(any(debug_assertions, feature = "sim")) {
         SPIN_DEPTH.set(SPIN_DEPTH.get() - 1);
     }
 }
@@ -302,6 +341,10 @@ impl Start {
 }
 
 pub(super) fn spawn(name: &'static str, _cpu: Option<u32>, entry: fn(*mut ()), arg: *mut ()) -> Result<&'static Task> {
+    #[cfg(feature = "sim")]
+    if super::sim::inside() {
+        return Ok(super::sim::spawn(name, entry, arg));
+    }
     let task = new_task(name);
     let start = Start { task, entry, arg };
     match thread::Builder::new().name(String::from(name)).spawn(move || start.run()) {
@@ -325,6 +368,11 @@ pub fn set_sink(sink: Option<Sink>) -> Option<Sink> {
 }
 
 pub(crate) fn console(level: u8, args: fmt::Arguments<'_>) {
+    #[cfg(feature = "sim")]
+    if super::sim::inside() {
+        // Of thousands of runs only those that are traced are worth reading.
+        return super::sim::note(|| format!("<{level}>{args}"));
+    }
     match &*SINK.read().unwrap_or_else(PoisonError::into_inner) {
         Some(sink) => sink(level, &format!("{args}")),
         None => eprintln!("<{level}>{args}"),

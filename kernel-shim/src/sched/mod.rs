@@ -6,6 +6,7 @@
 //!
 //! * `host`: threads of the machine that runs the tests; `std`'s allocator and clock;
 //! * `bare`: our own scheduler in the guest, which registers itself at boot;
+//! * `sim`, a part of `host`: tasks of a simulation, one at a time, in any order (`sim`);
 //! * neither: everything compiles, and nothing runs.
 //!
 //! Sleeping is [`park`] and [`unpark`], with one token per task: an unpark that comes first makes the
@@ -18,6 +19,8 @@ pub mod bare;
 pub mod host;
 #[cfg(not(any(feature = "host", feature = "bare")))]
 mod none;
+#[cfg(all(feature = "sim", not(feature = "bare")))]
+pub mod sim;
 mod spawn;
 mod task;
 
@@ -87,4 +90,71 @@ pub fn msleep(ms: u64) {
     while now_ns() < deadline {
         schedule_until(deadline);
     }
+}
+
+/// What a task is about to do where, in a simulation, another may run first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// Take a spinlock.
+    Spin,
+    /// Lock a mutex, or an rwsem for writing.
+    Lock,
+    /// Lock an rwsem for reading.
+    LockShared,
+    /// Unlock what it has locked.
+    Unlock,
+    /// Unlock an rwsem that it has locked for reading.
+    UnlockShared,
+    /// Change an atomic that others look at.
+    Atomic,
+    /// Look at one.
+    Load,
+    /// Wake a task.
+    Unpark,
+    /// Sleep.
+    Park,
+    /// Go on after a sleep.
+    Woken,
+    /// Hand requests to the device.
+    Submit,
+    /// Complete a request, as the device.
+    Complete,
+    /// Let others run.
+    Yield,
+    /// Pass a tracepoint.
+    Trace,
+    /// Begin.
+    Start,
+    /// End.
+    Exit,
+}
+
+impl Point {
+    /// Whether it changes its object; `None` if it does nothing to it that matters.
+    pub fn writes(self) -> Option<bool> {
+        match self {
+            Self::LockShared | Self::UnlockShared | Self::Load => Some(false),
+            Self::Yield | Self::Trace | Self::Park | Self::Submit => None,
+            _ => Some(true),
+        }
+    }
+}
+
+/// In a simulation another task may run now, before the running one does what `kind` says to `object`, an address. Nothing without
+/// feature `sim`, and nothing under a spinlock or in an interrupt.
+#[inline(always)]
+pub fn sched_point(kind: Point, object: *const ()) {
+    #[cfg(all(feature = "sim", not(feature = "bare")))]
+    sim::point(kind, object.addr());
+    #[cfg(not(all(feature = "sim", not(feature = "bare"))))]
+    let _ = (kind, object);
+}
+
+/// Tells a simulation that the running step looks at `object`, or changes it. Nothing without feature `sim`.
+#[inline(always)]
+pub fn sched_access(object: *const (), write: bool) {
+    #[cfg(all(feature = "sim", not(feature = "bare")))]
+    sim::access(object.addr(), write);
+    #[cfg(not(all(feature = "sim", not(feature = "bare"))))]
+    let _ = (object, write);
 }

@@ -16,7 +16,7 @@ use lock_api::{GuardNoSend, RawMutex};
 
 use super::SpinLock;
 use super::waiter::{WaitList, Waiter, Want};
-use crate::sched::{self, Task};
+use crate::sched::{self, Point, Task, sched_point};
 
 /// Mutual exclusion for threads that may sleep while they hold it. Only the thread that has locked it
 /// unlocks it; never in interrupt context.
@@ -211,6 +211,7 @@ unsafe impl RawMutex for RawSleepMutex {
     #[inline]
     fn lock(&self) {
         sched::might_sleep();
+        sched_point(Point::Lock, core::ptr::from_ref(self).cast());
         let me = current_word();
         if self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
             self.lock_slow(me);
@@ -220,12 +221,14 @@ unsafe impl RawMutex for RawSleepMutex {
     #[doc(alias = "mutex_trylock")]
     #[inline]
     fn try_lock(&self) -> bool {
+        sched_point(Point::Lock, core::ptr::from_ref(self).cast());
         let me = current_word();
         self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok() || self.try_lock_slow(me)
     }
 
     #[inline]
     unsafe fn unlock(&self) {
+        sched_point(Point::Unlock, core::ptr::from_ref(self).cast());
         let me = current_word();
         if self.owner.compare_exchange(me, 0, Ordering::Release, Ordering::Relaxed).is_err() {
             self.unlock_slow(me);

@@ -16,7 +16,7 @@ use lock_api::{GuardNoSend, RawRwLock, RawRwLockDowngrade};
 
 use super::SpinLock;
 use super::waiter::{Granted, WaitList, Waiter, Want};
-use crate::sched;
+use crate::sched::{self, Point, sched_access, sched_point};
 
 /// Shared among readers, exclusive to a writer, first come first served. The holders may sleep. Not
 /// recursive, not even for readers; never in interrupt context.
@@ -125,6 +125,7 @@ impl RawRwSem {
     /// The lock has come free, at least for readers, with somebody in the queue.
     #[cold]
     fn wake(&self) {
+        sched_access(core::ptr::from_ref(self).cast(), true);
         let granted = self.grant(&mut self.queue.lock());
         granted.wake();
     }
@@ -149,6 +150,8 @@ impl RawRwSem {
 
     #[cold]
     fn lock_shared_slow(&self) {
+        // Others' unlocks see that we have tried.
+        sched_access(core::ptr::from_ref(self).cast(), true);
         let queue = self.queue.lock();
         if queue.is_empty() && self.count.load(Ordering::Acquire) & WRITER == 0 {
             // The writer has gone and nobody is in the queue: that we are counted makes us a holder.
@@ -176,6 +179,7 @@ unsafe impl RawRwLock for RawRwSem {
     #[inline]
     fn lock_shared(&self) {
         sched::might_sleep();
+        sched_point(Point::LockShared, core::ptr::from_ref(self).cast());
         if self.count.fetch_add(READER, Ordering::Acquire) & (WRITER | WAITERS) != 0 {
             self.lock_shared_slow();
         }
@@ -184,6 +188,7 @@ unsafe impl RawRwLock for RawRwSem {
     #[doc(alias = "down_read_trylock")]
     #[inline]
     fn try_lock_shared(&self) -> bool {
+        sched_point(Point::LockShared, core::ptr::from_ref(self).cast());
         let mut count = self.count.load(Ordering::Relaxed);
         while count & (WRITER | WAITERS) == 0 {
             match self.count.compare_exchange_weak(count, count + READER, Ordering::Acquire, Ordering::Relaxed) {
@@ -197,6 +202,7 @@ unsafe impl RawRwLock for RawRwSem {
     #[doc(alias = "up_read")]
     #[inline]
     unsafe fn unlock_shared(&self) {
+        sched_point(Point::UnlockShared, core::ptr::from_ref(self).cast());
         // The last reader, with somebody in the queue.
         if self.count.fetch_sub(READER, Ordering::Release) == READER | WAITERS {
             self.wake();
@@ -207,6 +213,7 @@ unsafe impl RawRwLock for RawRwSem {
     #[inline]
     fn lock_exclusive(&self) {
         sched::might_sleep();
+        sched_point(Point::Lock, core::ptr::from_ref(self).cast());
         if self.count.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_err() {
             self.lock_exclusive_slow();
         }
@@ -215,12 +222,14 @@ unsafe impl RawRwLock for RawRwSem {
     #[doc(alias = "down_write_trylock")]
     #[inline]
     fn try_lock_exclusive(&self) -> bool {
+        sched_point(Point::Lock, core::ptr::from_ref(self).cast());
         self.count.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     #[doc(alias = "up_write")]
     #[inline]
     unsafe fn unlock_exclusive(&self) {
+        sched_point(Point::Unlock, core::ptr::from_ref(self).cast());
         if self.count.fetch_sub(WRITER, Ordering::Release) & WAITERS != 0 {
             self.wake();
         }
@@ -243,6 +252,7 @@ unsafe impl RawRwLockDowngrade for RawRwSem {
     #[doc(alias = "downgrade_write")]
     #[inline]
     unsafe fn downgrade(&self) {
+        sched_point(Point::Unlock, core::ptr::from_ref(self).cast());
         if self.count.fetch_add(READER - WRITER, Ordering::Release) & WAITERS != 0 {
             // Readers at the head of the queue may come in with us.
             self.wake();

@@ -10,7 +10,7 @@ use core::ops::{Deref, DerefMut};
 use spin::mutex::SpinMutex;
 use spin::relax::RelaxStrategy;
 
-use crate::sched::{self, IrqFlags};
+use crate::sched::{self, IrqFlags, Point, sched_point};
 
 /// What a CPU does between two looks at a lock that another one holds.
 struct Relax;
@@ -54,6 +54,7 @@ impl<T: ?Sized> SpinLock<T> {
     #[doc(alias = "spin_lock_irqsave")]
     #[inline]
     pub fn lock(&self) -> SpinLockGuard<'_, T> {
+        sched_point(Point::Spin, core::ptr::from_ref(self).cast());
         // Off before the lock is ours: a handler on this CPU that wants it would spin for ever.
         let irq = sched::irq_save();
         mem::forget(self.raw.lock());
@@ -65,6 +66,7 @@ impl<T: ?Sized> SpinLock<T> {
     #[doc(alias = "spin_trylock_irqsave")]
     #[inline]
     pub fn try_lock(&self) -> Option<SpinLockGuard<'_, T>> {
+        sched_point(Point::Spin, core::ptr::from_ref(self).cast());
         let irq = sched::irq_save();
         match self.raw.try_lock() {
             Some(guard) => {

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::SpinLock;
 use super::waiter::{WaitList, Waiter, Want};
-use crate::sched;
+use crate::sched::{self, sched_access};
 
 /// A queue of threads that wait, each for a condition of its own.
 ///
@@ -88,6 +88,7 @@ impl WaitQueue {
     #[doc(alias = "wq_has_sleeper")]
     #[inline]
     pub fn has_waiters(&self) -> bool {
+        sched_access(core::ptr::from_ref(&self.list).cast(), false);
         // What the caller changed before the look into the queue: see `wait`.
         fence(Ordering::SeqCst);
         self.nr_waiters.load(Ordering::Relaxed) != 0

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What a simulation notes down: a trace for people and for comparing runs, and for each step what it touched.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::format;
+use std::string::String;
+use std::vec::Vec;
+
+use crate::sched::Point;
+
+/// What is noted down of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recording {
+    /// Nothing.
+    Nothing,
+    /// [`Entry`]s.
+    Trace,
+    /// [`Step`]s.
+    Steps,
+}
+
+/// An object that a step touched, by its address, and whether it may have changed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Its address, or what stands for one.
+    pub object: usize,
+    /// Changed.
+    pub write: bool,
+}
+
+/// From one decision to the next.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    /// Who ran.
+    pub task: usize,
+    /// Who could have; ascending.
+    pub enabled: Vec<usize>,
+    /// What it touched.
+    pub accesses: Vec<Access>,
+    /// Before it time has passed: it comes after all that was before.
+    pub barrier: bool,
+}
+
+/// A line of the trace.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// How many decisions there were before.
+    pub step: u64,
+    /// The number of the task.
+    pub task: usize,
+    /// Its name.
+    pub name: &'static str,
+    /// What it did.
+    pub what: String,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:6} {:3} {:<12} {}", self.step, self.task, self.name, self.what)
+    }
+}
+
+/// Takes the notes.
+pub(super) struct Recorder {
+    wanted: Recording,
+    /// Numbers of objects, in the order in which they were first seen: addresses differ between runs.
+    objects: BTreeMap<usize, usize>,
+    trace: Vec<Entry>,
+    steps: Vec<Step>,
+    step: u64,
+    barrier: bool,
+    quiet: bool,
+}
+
+impl Recorder {
+    pub(super) fn new(wanted: Recording) -> Self {
+        Self {
+            wanted,
+            objects: BTreeMap::new(),
+            trace: Vec::new(),
+            steps: Vec::new(),
+            step: 0,
+            barrier: false,
+            quiet: true,
+        }
+    }
+
+    /// A decision was made.
+    pub(super) fn step(&mut self, task: usize, enabled: &[usize], quiet: bool) {
+        self.step += 1;
+        self.quiet = quiet;
+        if self.wanted == Recording::Steps && !quiet {
+            let barrier = core::mem::replace(&mut self.barrier, false);
+            self.steps.push(Step { task, enabled: enabled.to_vec(), accesses: Vec::new(), barrier });
+        }
+    }
+
+    /// Time has passed.
+    pub(super) fn barrier(&mut self) {
+        self.barrier = true;
+    }
+
+    #[inline]
+    pub(super) fn access(&mut self, object: usize, write: bool) {
+        if self.wanted == Recording::Steps {
+            self.access_slow(object, write);
+        }
+    }
+
+    fn access_slow(&mut self, object: usize, write: bool) {
+        if self.quiet {
+            return;
+        }
+        let Some(step) = self.steps.last_mut() else { return };
+        match step.accesses.iter_mut().find(|access| access.object == object) {
+            Some(access) => access.write |= write,
+            None => step.accesses.push(Access { object, write }),
+        }
+    }
+
+    /// The running task is at a point.
+    #[inline]
+    pub(super) fn point(&mut self, task: usize, name: &'static str, kind: Point, object: usize) {
+        match self.wanted {
+            Recording::Nothing => {}
+            Recording::Steps => {
+                if let Some(write) = kind.writes() {
+                    self.access_slow(object, write);
+                }
+            }
+            Recording::Trace => {
+                let next = self.objects.len();
+                if object != 0 {
+                    self.objects.entry(object).or_insert(next);
+                }
+                let what = self.describe(kind, object);
+                self.trace.push(Entry { step: self.step, task, name, what });
+            }
+        }
+    }
+
+    /// In words.
+    pub(super) fn describe(&self, kind: Point, object: usize) -> String {
+        match self.objects.get(&object) {
+            Some(number) => format!("{kind:?} #{number}"),
+            None if object == 0 => format!("{kind:?}"),
+            None => format!("{kind:?} {object:#x}"),
+        }
+    }
+
+    pub(super) fn wants_text(&self) -> bool {
+        self.wanted == Recording::Trace
+    }
+
+    pub(super) fn text(&mut self, task: usize, name: &'static str, what: String) {
+        self.trace.push(Entry { step: self.step, task, name, what });
+    }
+
+    pub(super) fn choice(&mut self, chosen: u64) {
+        if self.wanted == Recording::Trace {
+            self.trace.push(Entry { step: self.step, task: 0, name: "choice", what: format!("{chosen}") });
+        }
+    }
+
+    pub(super) fn take(&mut self) -> (Vec<Step>, Vec<Entry>) {
+        (core::mem::take(&mut self.steps), core::mem::take(&mut self.trace))
+    }
+}
