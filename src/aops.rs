@@ -26,6 +26,7 @@ use kernel_shim::fs::{FileSystem, InodeState, IovIter};
 use kernel_shim::mm::filemap::{
     BlockRun, PAGE_SIZE, Writeback, WritebackMode, fill_page, generic_write_checks, generic_write_sync, reclaim,
 };
+use kernel_shim::sched::{Point, sched_point};
 
 use crate::ext4::{GetBlocks, InodeFlags, Lblk, MapBlocks, MapFlags};
 use crate::ext4_jbd2::{Handle, ext4_journal_start};
@@ -371,7 +372,9 @@ struct Unwritten<'i>(&'i Inode);
 
 impl<'i> Unwritten<'i> {
     fn begin(inode: &'i Inode) -> Self {
-        inode.i_private().i_unwritten.fetch_add(1, Ordering::AcqRel);
+        let count = &inode.i_private().i_unwritten;
+        sched_point(Point::Atomic, core::ptr::from_ref(count).cast());
+        count.fetch_add(1, Ordering::AcqRel);
         Self(inode)
     }
 }
@@ -379,7 +382,9 @@ impl<'i> Unwritten<'i> {
 impl Drop for Unwritten<'_> {
     fn drop(&mut self) {
         // On every way out, also after errors (G32).
-        self.0.i_private().i_unwritten.fetch_sub(1, Ordering::AcqRel);
+        let count = &self.0.i_private().i_unwritten;
+        sched_point(Point::Atomic, core::ptr::from_ref(count).cast());
+        count.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -12,6 +12,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use kernel_shim::alloc::{GFP_ATOMIC, KVec};
+use kernel_shim::sched::{Point, sched_access, sched_point};
 use kernel_shim::sync::SpinLock;
 
 use crate::ext4::{Fsblk, Lblk, MapBlocks, MapFlags};
@@ -174,6 +175,7 @@ impl LastHit {
     /// [`LastHit::get`], with something done before each of its steps from the second on: a test's way between them.
     #[inline(always)]
     fn get_in_steps(&self, lblk: u32, between: impl Fn(u32)) -> Option<ExtentStatus> {
+        sched_point(Point::Load, core::ptr::from_ref(self).cast());
         let seq = self.seq.load(Ordering::Acquire);
         between(1);
         let range = self.range.load(Ordering::Relaxed);
@@ -197,6 +199,7 @@ impl LastHit {
     /// [`LastHit::set`], as [`LastHit::get_in_steps`].
     #[inline(always)]
     fn set_in_steps(&self, es: Option<ExtentStatus>, between: impl Fn(u32)) {
+        sched_access(core::ptr::from_ref(self).cast(), true);
         let range = es.map_or(0, |es| u64::from(es.es_lblk) << 32 | u64::from(es.es_len));
         let seq = self.seq.load(Ordering::Relaxed);
         self.seq.store(seq.wrapping_add(1), Ordering::Relaxed);

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use kernel_shim::alloc::{Arc, GFP_KERNEL, Pool, PoolBox};
 use kernel_shim::error::{Result, code::EIO};
 use kernel_shim::percpu::Counter;
+use kernel_shim::sched::{Point, sched_point};
 use kernel_shim::sync::{Mutex, WaitQueue};
 use kernel_shim::testing::trace;
 use kernel_shim::workqueue::{Work, WorkItem, Workqueue};
@@ -49,7 +50,9 @@ impl IoEnd {
     /// Blocks of the write are unwritten: counted until they are converted, or not to be.
     pub(crate) fn set_unwritten(&mut self, inode: &Inode) {
         self.flag.insert(IoEndFlags::UNWRITTEN);
-        inode.i_private().aio.i_aiodio_unwritten.fetch_add(1, Ordering::AcqRel);
+        let count = &inode.i_private().aio.i_aiodio_unwritten;
+        sched_point(Point::Atomic, core::ptr::from_ref(count).cast());
+        count.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The write ends at byte `end`, past the end of the file.
@@ -166,10 +169,12 @@ impl AioInfo {
 
     /// Whether a conversion is outstanding. A value that was true at some moment.
     pub fn is_unwritten(&self) -> bool {
+        sched_point(Point::Load, core::ptr::from_ref(&self.i_aiodio_unwritten).cast());
         self.i_aiodio_unwritten.load(Ordering::Acquire) != 0
     }
 
     fn unwritten_done(&self) {
+        sched_point(Point::Atomic, core::ptr::from_ref(&self.i_aiodio_unwritten).cast());
         if self.i_aiodio_unwritten.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.ioend_wq.wake_up_all();
         }
@@ -178,8 +183,8 @@ impl AioInfo {
     /// Sleeps until no conversion is outstanding: C's `ext4_aiodio_wait()`.
     #[doc(alias = "ext4_aiodio_wait")]
     pub fn wait(&self) {
-        if self.i_aiodio_unwritten.load(Ordering::Acquire) != 0 {
-            self.ioend_wq.wait_event(|| self.i_aiodio_unwritten.load(Ordering::Acquire) == 0);
+        if self.is_unwritten() {
+            self.ioend_wq.wait_event(|| !self.is_unwritten());
         }
     }
 }

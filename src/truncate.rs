@@ -6,6 +6,7 @@
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use kernel_shim::error::{Result, code::*};
+use kernel_shim::sched::{Point, sched_point};
 use kernel_shim::testing::trace;
 
 use crate::aops::ext4_block_zero_page_range;
@@ -37,6 +38,7 @@ impl DioGate {
     /// Whether readers have to take `i_mutex`.
     #[inline]
     pub fn is_closed(&self) -> bool {
+        sched_point(Point::Load, core::ptr::from_ref(&self.0).cast());
         self.0.load(Ordering::Relaxed) != 0
     }
 }
@@ -51,7 +53,9 @@ impl Drop for UnlockedDioBlocked<'_> {
     #[doc(alias = "ext4_inode_resume_unlocked_dio")]
     fn drop(&mut self) {
         // Whoever finds it open sees what was done behind it.
-        self.inode.i_private().i_dio_gate.0.fetch_sub(1, Ordering::Release);
+        let gate = &self.inode.i_private().i_dio_gate.0;
+        sched_point(Point::Atomic, core::ptr::from_ref(gate).cast());
+        gate.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -59,7 +63,9 @@ impl Drop for UnlockedDioBlocked<'_> {
 /// the inode until the guard goes or `i_mutex` does.
 pub fn ext4_inode_block_unlocked_dio<'i>(i_mutex: &Locked<'i>) -> UnlockedDioBlocked<'i> {
     let inode = i_mutex.inode();
-    inode.i_private().i_dio_gate.0.fetch_add(1, Ordering::Relaxed);
+    let gate = &inode.i_private().i_dio_gate.0;
+    sched_point(Point::Atomic, core::ptr::from_ref(gate).cast());
+    gate.fetch_add(1, Ordering::Relaxed);
     // Closed before the count is looked at: see DioGate.
     fence(Ordering::SeqCst);
     UnlockedDioBlocked { inode }

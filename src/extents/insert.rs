@@ -4,6 +4,7 @@
 use kernel_shim::block::blkdev_issue_zeroout;
 use kernel_shim::error::Result;
 use kernel_shim::error::code::{EINVAL, EIO};
+use kernel_shim::sched::sched_access;
 use kernel_shim::testing::{Fix, reverted};
 
 use super::ExtentTree;
@@ -142,7 +143,9 @@ impl TreeEdit<'_, '_> {
     /// Whether unwritten blocks of this file may be on their way to being written.
     pub(super) fn under_io(&self) -> bool {
         use core::sync::atomic::Ordering;
-        self.inode.i_dio_count() != 0 || self.inode.i_private().i_unwritten.load(Ordering::Acquire) != 0
+        let unwritten = &self.inode.i_private().i_unwritten;
+        sched_access(core::ptr::from_ref(unwritten).cast(), false);
+        self.inode.i_dio_count() != 0 || unwritten.load(Ordering::Acquire) != 0
     }
 
     /// Where blocks from `lblk` on should best be: as if the extent beside went on, or else where the inode is.
