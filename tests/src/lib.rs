@@ -12,3 +12,5 @@ pub mod model;
 pub mod oplang;
 pub mod ours;
 pub mod reader;
+pub mod sim;
+pub mod sim_policy;
