@@ -13,7 +13,7 @@ pub struct Rng(pub u64);
 
 impl Rng {
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -23,7 +23,7 @@ impl Rng {
 
     /// Below `n`, or 0.
     pub fn below(&mut self, n: u64) -> u64 {
-        if n == 0 { 0 } else { self.next() % n }
+        if n == 0 { 0 } else { self.draw() % n }
     }
 }
 
@@ -70,7 +70,7 @@ impl Seeds {
         if n >= self.wanted && self.until.is_none_or(|until| Instant::now() >= until) {
             return None;
         }
-        Some(if self.exact { self.base } else { Rng(self.base ^ n.wrapping_mul(0xD134_2543_DE82_EF95)).next() })
+        Some(if self.exact { self.base } else { Rng(self.base ^ n.wrapping_mul(0xD134_2543_DE82_EF95)).draw() })
     }
 
     /// No further runs.
