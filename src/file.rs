@@ -126,12 +126,9 @@ pub fn ext4_file_dio_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, pos: i6
     let inode: &Inode = iocb.ki_filp.f_inode();
 
     let unaligned_aio = inode.i_private().is_extents() && !iocb.is_sync() && ext4_unaligned_aio(inode, iter, pos);
-    // One unaligned asynchronous write at a time, and after what is still to be converted.
+    // One unaligned asynchronous write at a time.
     let aio_mutex = match unaligned_aio {
-        true => match ext4_aio_mutex(inode, iocb.is_nowait()) {
-            Ok(guard) => Some(guard),
-            Err(e) => return Err(e),
-        },
+        true => Some(ext4_aio_mutex(inode, iocb.is_nowait())?),
         false => None,
     };
 
@@ -171,15 +168,20 @@ pub fn ext4_file_dio_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, pos: i6
     ret
 }
 
-/// The inode's aio mutex, with no conversion outstanding: C's `ext4_aio_mutex()` and `ext4_aiodio_wait()`.
+/// The inode's aio mutex. `EAGAIN` if it is taken and the write must not sleep.
+///
+/// PORT: C waits here, with `i_mutex` free, until no conversion is outstanding; a stream of aligned writes keeps it waiting for
+/// ever (G19). A write that zeroes waits under `i_mutex`: see `ext4_dio_prepare`.
 #[cold]
 fn ext4_aio_mutex(inode: &Inode, nowait: bool) -> Result<MutexGuard<'_, ()>> {
     let aio = &inode.i_private().aio;
     if nowait {
-        return aio.aio_mutex.try_lock().filter(|_| !aio.is_unwritten()).ok_or(EAGAIN);
+        return aio.aio_mutex.try_lock().ok_or(EAGAIN);
     }
     let guard = aio.aio_mutex.lock();
-    aio.wait();
+    if reverted(Fix::G19) {
+        aio.wait();
+    }
     Ok(guard)
 }
 

@@ -119,6 +119,7 @@
 //! | `data=journal` | data goes to the journal first | data is ordered, and goes through the page cache | direct I/O is what this is about |
 //! | unaligned at or past `i_size` | taken for aligned | unaligned | G18 |
 //! | aio mutex and wait queue | 37 for all inodes of all mounts | one per inode | G20 |
+//! | waiting for conversions before an unaligned write | with `i_mutex` free | under it, for all in flight | G19 |
 //! | extent status tree | red-black tree, rwlock | sorted array of bounded length, spin lock | no allocation that must succeed |
 //! | changing an extent tree | a function for each case, undone by hand | one splice from the leaf up, after all that can fail | G29 |
 //! | unwritten extents side by side | merged at any time | not while I/O into the file is under way | G16 |
