@@ -82,6 +82,23 @@ impl<'i> DioLock<'i> {
         Self::InFlight(count, window)
     }
 
+    /// [`DioLock::release`] for a write that must not sleep: `i_mutex` comes back if `i_data_sem` is not to be had at once.
+    pub fn try_release(i_mutex: Locked<'i>, mode: DioMode) -> core::result::Result<Self, Locked<'i>> {
+        let inode = i_mutex.inode();
+        let window = match mode {
+            DioMode::Exclusive => return Ok(Self::IMutex(i_mutex)),
+            DioMode::IDataSem => match inode.i_private().i_data_sem.try_read() {
+                Some(tree) => Window::IDataSem(tree),
+                None => return Err(i_mutex),
+            },
+            DioMode::InFlight => Window::Count,
+        };
+        let count = inode.inode_dio_begin();
+        i_mutex.unlock();
+        trace("i_mutex released");
+        Ok(Self::InFlight(count, window))
+    }
+
     /// The order of 2012, for the test that shows it wrong.
     #[cold]
     fn release_uncounted(i_mutex: Locked<'i>, mode: DioMode) -> Self {

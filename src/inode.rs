@@ -225,10 +225,14 @@ pub fn ext4_ext_direct_IO<'i>(
     }
 
     // An overwrite needs i_mutex no longer: swap it.
-    let lock = if verdict.leaves() {
-        DioLock::release(i_mutex, inode.i_sb().s_fs_info().dio_mode())
-    } else {
-        DioLock::IMutex(i_mutex)
+    let mode = inode.i_sb().s_fs_info().dio_mode();
+    let lock = match verdict.leaves() {
+        true if iocb.is_nowait() => match DioLock::try_release(i_mutex, mode) {
+            Ok(lock) => lock,
+            Err(i_mutex) => return (Some(i_mutex), Err(EAGAIN)),
+        },
+        true => DioLock::release(i_mutex, mode),
+        false => DioLock::IMutex(i_mutex),
     };
 
     if reverted(Fix::G6) {

@@ -21,7 +21,7 @@ use crate::sb::{Ext4SbInfo, ext4_fill_super};
 use crate::sb_remount::sb_flags;
 use crate::writeback::Flusher;
 use crate::xattr::{ext4_file_remove_privs, ext4_need_remove_privs};
-use crate::{Ext4, Ext4InodeInfo, File, IRef, Inode, Kiocb, Locked, Private, SuperBlock};
+use crate::{Ext4, Ext4InodeInfo, Ext4State, File, IRef, Inode, Kiocb, Locked, Private, SuperBlock};
 
 impl FileSystem for Ext4 {
     type SbInfo = Ext4SbInfo;
@@ -59,10 +59,12 @@ impl FileSystem for Ext4 {
     }
 
     fn file_remove_privs(iocb: &Kiocb<'_>, i_mutex: &Locked<'_>) -> Result {
-        let caps = ext4_need_remove_privs(i_mutex)?;
-        if iocb.is_nowait() && (caps || should_remove_suid(iocb.ki_filp, i_mutex)) {
-            return Err(EAGAIN);
+        if iocb.is_nowait() {
+            // To see whether there is a capability may take reading, to take it away takes a handle (G34).
+            let none = i_mutex.i_private().state(Ext4State::NOSEC) && !should_remove_suid(iocb.ki_filp, i_mutex);
+            return if none { Ok(()) } else { Err(EAGAIN) };
         }
+        let caps = ext4_need_remove_privs(i_mutex)?;
         file_remove_suid(iocb.ki_filp, i_mutex);
         if caps { ext4_file_remove_privs(i_mutex) } else { Ok(()) }
     }

@@ -306,6 +306,8 @@ fn nowait() {
     for mode in MODES {
         let m = Mount::new(mode);
         let file = m.open("/data");
+        assert_eq!(nowait(&file, 0, RwfFlags::empty()), Err(EAGAIN), "{mode}: attributes to be read");
+        assert_eq!(write(&file, 0, Pages::new(4096, 0x76).bytes()), Ok(4096), "{mode}");
         assert_eq!(nowait(&file, 0, RwfFlags::empty()), Ok(4096), "{mode}");
         assert_eq!(nowait(&file, i64::from(DATA_BLOCKS) << 12, RwfFlags::empty()), Err(EAGAIN), "{mode}: extending");
         assert_eq!(nowait(&file, 0, RwfFlags::APPEND), Err(EAGAIN), "{mode}: appending");
