@@ -15,7 +15,7 @@ use crate::{IRef, Inode, Locked};
 /// Flags that `lsattr` shows.
 const EXT4_FL_USER_VISIBLE: u32 = 0x705B_DFFF;
 /// Flags that `chattr` changes.
-const EXT4_FL_USER_MODIFIABLE: u32 = 0x604B_80FF;
+const EXT4_FL_USER_MODIFIABLE: u32 = 0x604B_C0FF;
 /// Of those, the ones that files have: not directories' alone (synchronous, top of a hierarchy, project).
 const EXT4_REG_FLMASK: u32 = !(0x0001_0000 | 0x0002_0000 | 0x4000_0000 | 0x2000_0000);
 /// And the ones that all else has: not to be dumped, no access times.
