@@ -27,6 +27,7 @@ use kernel_shim::mm::filemap::{
     BlockRun, PAGE_SIZE, Writeback, WritebackMode, fill_page, generic_write_checks, generic_write_sync, reclaim,
 };
 use kernel_shim::sched::{Point, sched_point};
+use kernel_shim::testing::{Fix, reverted, trace};
 
 use crate::ext4::{GetBlocks, InodeFlags, Lblk, MapBlocks, MapFlags};
 use crate::ext4_jbd2::{Handle, ext4_journal_start};
@@ -478,11 +479,11 @@ fn ext4_convert_and_size(inode: &Inode, piece: MapBlocks) -> Result<u64> {
 #[doc(alias = "ext4_update_i_disksize")]
 fn ext4_update_disksize(handle: &mut Handle<'_>, inode: &Inode, end: i64) -> Result {
     let info = inode.i_private();
+    let look = || Some(inode.i_size().min(end)).filter(|size| *size > info.i_disksize.load(Ordering::Acquire));
+    let early = reverted(Fix::G27).then(look);
+    trace("ext4_update_disksize");
     let tree = info.i_data_sem.write();
-    let size = inode.i_size().min(end);
-    if size <= info.i_disksize.load(Ordering::Acquire) {
-        return Ok(());
-    }
+    let Some(size) = early.unwrap_or_else(look) else { return Ok(()) };
     info.i_disksize.store(size, Ordering::Release);
     inode.mark_inode_dirty(InodeState::DIRTY_SYNC | InodeState::DIRTY_DATASYNC);
     ext4_mark_inode_dirty_tree(handle, inode, &tree)

@@ -10,7 +10,7 @@ use kernel_shim::fs::{IocbFlags, IovIter, OpenFlags};
 use kernel_shim::mm::filemap::{
     __generic_file_aio_write, WriteRange, generic_file_read, generic_write_checks, generic_write_sync,
 };
-use kernel_shim::sync::MutexGuard;
+use kernel_shim::sync::{Mutex, MutexGuard};
 use kernel_shim::testing::{Fix, reverted, trace};
 
 use crate::aops::{ext4_buffered_write_iter, ext4_should_journal_data};
@@ -174,11 +174,14 @@ pub fn ext4_file_dio_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, pos: i6
 /// ever (G19). A write that zeroes waits under `i_mutex`: see `ext4_dio_prepare`.
 #[cold]
 fn ext4_aio_mutex(inode: &Inode, nowait: bool) -> Result<MutexGuard<'_, ()>> {
+    /// C's table of 37, for the test that shows it wrong; with one slot, so that all collide.
+    static AIO_MUTEXES: Mutex<()> = Mutex::new(());
     let aio = &inode.i_private().aio;
+    let aio_mutex = if reverted(Fix::G20) { &AIO_MUTEXES } else { &aio.aio_mutex };
     if nowait {
-        return aio.aio_mutex.try_lock().ok_or(EAGAIN);
+        return aio_mutex.try_lock().ok_or(EAGAIN);
     }
-    let guard = aio.aio_mutex.lock();
+    let guard = aio_mutex.lock();
     if reverted(Fix::G19) {
         aio.wait();
     }
@@ -216,8 +219,20 @@ fn ext4_dio_write_checked<'i>(
         Err(e) => return (Some(i_mutex), None, Err(e)),
     };
     ext4_set_verdict(iocb, verdict);
+    // The same lock as in the checks: after an unlock and lock they would all have to be made again (G28).
+    let i_mutex = if reverted(Fix::G28) { ext4_dio_relock(i_mutex) } else { i_mutex };
+    trace("ext4_dio_verdict");
     let (i_mutex, ret) = __generic_file_aio_write(iocb, i_mutex, range, iter);
     (i_mutex, Some(range), ret)
+}
+
+/// What C's `ext4_dio_write_checks()` did to get the lock exclusively, without looking again: for the test that shows it wrong.
+#[cold]
+fn ext4_dio_relock(i_mutex: Locked<'_>) -> Locked<'_> {
+    let inode = i_mutex.inode();
+    i_mutex.unlock();
+    trace("ext4_dio_verdict");
+    inode.lock()
 }
 
 /// May this write leave `i_mutex`? Entered and left with it: the answer is good while it is held, and afterwards as long as
@@ -238,7 +253,8 @@ fn ext4_dio_verdict(
     let end = range.pos.checked_add(i64::try_from(range.count).map_err(|_| EFBIG)?).ok_or(EFBIG)?;
     // Past i_size there is the size to move. The disk may know less of the file than memory: a buffered write is not there
     // yet; and what is written beyond what the disk knows is not there after a crash (G24).
-    if end > inode.i_size() || end > inode.i_private().i_disksize.load(Ordering::Acquire) {
+    let i_disksize = inode.i_private().i_disksize.load(Ordering::Acquire);
+    if end > inode.i_size() || end > i_disksize && !reverted(Fix::G24) {
         return ext4_dio_verdict_change(iocb, i_mutex, iter, range, LockedDio::EXTEND);
     }
     // Whole written extents, or not: asked once for both answers.
@@ -254,7 +270,7 @@ fn ext4_dio_verdict(
         // Finer than the device can write: the rest of its block is read first, so nobody may write there meanwhile.
         && ext4_device_aligned(inode, iter, range)
         // The patch asks with one look-up, which finds one extent; across a border of two it keeps the lock (G23).
-        && (one_extent || mode == DioMode::InFlight);
+        && (one_extent || mode == DioMode::InFlight && !reverted(Fix::G23));
 
     if !may_leave {
         ext4_sector_aligned(iter, range)?;
@@ -294,8 +310,9 @@ fn ext4_dio_verdict_change(
     ext4_sector_aligned(iter, range)?;
     let device_aligned = ext4_device_aligned(inode, iter, range);
     let blockmask = (1i64 << inode.i_blkbits()) - 1;
-    let whole_blocks = (range.pos | range.pos.wrapping_add(range.count as i64)) & blockmask == 0;
     let i_size = inode.i_size();
+    let whole_blocks = (range.pos | range.pos.wrapping_add(range.count as i64)) & blockmask == 0
+        || reverted(Fix::G18) && range.pos >= i_size;
     // The block that the file ends in has to be zeroed to its end first.
     let gap = range.pos > i_size && i_size & blockmask != 0;
     let extends = what.contains(LockedDio::EXTEND);

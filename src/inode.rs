@@ -225,6 +225,10 @@ pub fn ext4_ext_direct_IO<'i>(
     }
 
     // An overwrite needs i_mutex no longer: swap it.
+    if reverted(Fix::G35) {
+        // Everything exclusive at first, as C had it from 4.9 to 5.5: behind reads in flight, with everybody behind.
+        ext4_dio_wait(&i_mutex);
+    }
     let mode = inode.i_sb().s_fs_info().dio_mode();
     let lock = match verdict.leaves() {
         true if iocb.is_nowait() => match DioLock::try_release(i_mutex, mode) {
@@ -319,9 +323,11 @@ fn ext4_dio_prepare(
     {
         // Parts of blocks are zeroed, or the end of the file is a part of one: nobody else may be in the device with this
         // write, before or after (G17). Waited for with i_mutex, so that newcomers cannot starve it (G19).
-        ext4_dio_wait(i_mutex);
+        if !reverted(Fix::G17) {
+            ext4_dio_wait(i_mutex);
+            flags |= DioFlags::WAIT;
+        }
         ext4_zero_tail(i_mutex, offset)?;
-        flags |= DioFlags::WAIT;
     }
     let allocated = ext4_dio_alloc(inode, offset, iter.count(), verdict.extends());
     // Out of space, with nothing done: what `fallocate` has put behind the end stays there.

@@ -2,6 +2,7 @@
 //! `fs/ext4/ioctl.c`: the flags of an inode, as `chattr` and `lsattr` have them.
 
 use kernel_shim::error::{Result, code::*};
+use kernel_shim::testing::{Fix, reverted};
 
 use crate::aops::filemap_write_and_wait_range;
 use crate::ext4::InodeFlags;
@@ -65,7 +66,7 @@ fn setflags_locked(i_mutex: &Locked<'_>, flags: InodeFlags) -> Result {
     }
     if inode.is_reg() && changed.intersects(InodeFlags::JOURNAL_DATA | InodeFlags::IMMUTABLE) {
         // A write in flight began in one mode and must not end in the other (G33); an immutable file has no writes to come.
-        let _gate = stop_direct_io(i_mutex);
+        let _gate = (!reverted(Fix::G33)).then(|| stop_direct_io(i_mutex));
         let _exclusive = inode.i_mapping().invalidate_lock.write();
         filemap_write_and_wait_range(inode, 0, i64::MAX)?;
         if changed.contains(InodeFlags::JOURNAL_DATA) {

@@ -9,7 +9,7 @@ use kernel_shim::error::{Result, code::EIO};
 use kernel_shim::percpu::Counter;
 use kernel_shim::sched::{Point, sched_point};
 use kernel_shim::sync::{Mutex, WaitQueue};
-use kernel_shim::testing::trace;
+use kernel_shim::testing::{Fix, reverted, trace};
 use kernel_shim::workqueue::{Work, WorkItem, Workqueue};
 
 use crate::dio::{Extending, ext4_convert_unwritten_extents, ext4_dio_trim};
@@ -184,6 +184,7 @@ impl AioInfo {
     #[doc(alias = "ext4_aiodio_wait")]
     pub fn wait(&self) {
         if self.is_unwritten() {
+            trace("ext4_aiodio_wait");
             self.ioend_wq.wait_event(|| !self.is_unwritten());
         }
     }
@@ -225,7 +226,7 @@ fn ext4_end_io_convert(inode: &Inode, offset: i64, ret: Result<usize>, io_end: P
         _ => Ok(()),
     };
     // Also if the write or the conversion failed: whoever waits for it would wait for ever (G32).
-    if unwritten {
+    if unwritten && !(reverted(Fix::G32) && ret.is_err()) {
         aio.unwritten_done();
     }
     if let Some(end) = extends {

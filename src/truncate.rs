@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::sched::{Point, sched_point};
-use kernel_shim::testing::trace;
+use kernel_shim::testing::{Fix, reverted, trace};
 
 use crate::aops::ext4_block_zero_page_range;
 use crate::ext4::{EXT_MAX_BLOCKS, Lblk};
@@ -78,7 +78,7 @@ pub fn ext4_inode_dio_begin_unlocked(inode: &Inode) -> Option<DioCount<'_>> {
     let count = inode.inode_dio_begin();
     // Counted before the gate is looked at: see DioGate.
     fence(Ordering::SeqCst);
-    if inode.i_private().i_dio_gate.is_closed() {
+    if inode.i_private().i_dio_gate.is_closed() && !reverted(Fix::G21) {
         // Given back at once: whoever closed the gate waits for it.
         return None;
     }
@@ -94,6 +94,9 @@ pub fn ext4_inode_dio_begin_unlocked(inode: &Inode) -> Option<DioCount<'_>> {
 /// extents as much as truncate.
 pub(crate) fn stop_direct_io<'i>(i_mutex: &Locked<'i>) -> UnlockedDioBlocked<'i> {
     let gate = ext4_inode_block_unlocked_dio(i_mutex);
+    if reverted(Fix::G36) && i_mutex.i_sb().s_fs_info().s_journal().is_none() {
+        return gate;
+    }
     // A write in flight keeps the blocks it was given until it is done (G1). A conversion that is still to come does not need
     // i_mutex, so it gets done while we hold it (G14).
     i_mutex.inode_dio_wait();

@@ -44,9 +44,9 @@ pub enum Fix {
     G17,
     /// A write at or past the end that does not begin or end with a block counts as one that zeroes.
     G18,
-    /// Who waits for direct I/O keeps new ones from starting.
+    /// A write that zeroes waits for those in flight under `i_mutex`, which keeps new ones from starting.
     G19,
-    /// Each inode has its own queue of waiters.
+    /// Each inode has its own lock for unaligned writes, and its own queue of waiters.
     G20,
     /// Who waits for direct I/O keeps readers without locks from starting, too.
     G21,
@@ -60,9 +60,9 @@ pub enum Fix {
     G25,
     /// The size is on the device before an `O_SYNC` write that moved it is told of.
     G26,
-    /// The end of a write decides about the size under the lock that both sizes are changed under.
+    /// Whoever moves the size on disk when data is there looks at both sizes under the lock that they are changed under.
     G27,
-    /// After the lock was given up and taken again, all checks are made again.
+    /// The lock is held from the checks on; after it was given up and taken again, all are made again.
     G28,
     /// A split before I/O that finds no space leaves the extent unwritten.
     G29,
@@ -76,7 +76,7 @@ pub enum Fix {
     G33,
     /// A write that may not wait takes only locks that are free, and allocates nothing.
     G34,
-    /// A writer of data that needs no exclusive lock does not stand behind one that waits for it.
+    /// A write that needs nobody out of the device does not wait for reads in flight, with a lock that others then stand behind.
     G35,
     /// Truncation waits for direct I/O without a journal, too.
     G36,

@@ -4,15 +4,17 @@
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
 use ext4_dio::file::{ext4_file_read, ext4_file_write};
-use ext4_dio::{File, Inode, Kiocb, SuperBlock, ext4_mount, ext4_open, ext4_umount};
+use ext4_dio::{File, Inode, Kiocb, SuperBlock, ext4_mount, ext4_open, ext4_statfs, ext4_umount};
 use kernel_shim::alloc::{Arc as KArc, GFP_KERNEL};
 use kernel_shim::block::fault::FaultDisk;
-use kernel_shim::block::ramdisk::{RamDisk, RamDiskOptions};
+use kernel_shim::block::ramdisk::{Event, OpMask, RamDisk, RamDiskOptions};
 use kernel_shim::block::{Bdev, QueueLimits, ReqOp, ReqOpf};
-use kernel_shim::error::Result;
+use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::kiocb::AioComplete;
-use kernel_shim::fs::{IoVec, IovIter, OpenFlags};
+use kernel_shim::fs::{IoVec, IovIter, OpenFlags, RwfFlags};
+use kernel_shim::testing::{Tracing, on_trace};
 
 use crate::images::{Image, Mkfs, Source, stamped, stamped_blocks};
 
@@ -122,6 +124,25 @@ impl Mount {
         use std::sync::atomic::Ordering::Relaxed;
         let s = &self.sb.s_fs_info().dio.stats;
         (s.exclusive.load(Relaxed), s.i_data_sem.load(Relaxed), s.in_flight.load(Relaxed))
+    }
+
+    /// Opens for reading and writing, through the cache.
+    pub fn open_cached(&self, path: &str) -> KArc<File> {
+        ext4_open(&self.sb, path, OpenFlags::O_RDWR).unwrap_or_else(|e| panic!("opening {path}: {e:?}"))
+    }
+
+    /// Gives the free blocks of the disk to `/holes`, far behind its end: whoever allocates afterwards gets what was freed since. A
+    /// few stay, which conversions may need.
+    pub fn fill_disk(&self) {
+        let free = ext4_statfs(&self.sb).expect("statfs").f_bfree as i64;
+        let (file, bs) = (self.open("/holes"), 1 << self.sb.s_blocksize_bits);
+        let full = ext4_fallocate(file.f_inode(), FallocFlags::KEEP_SIZE, 1 << 30, (free + 1) * bs);
+        assert_eq!(full, Err(ENOSPC));
+    }
+
+    /// What the disk has for sure, if the power failed now, mounted.
+    pub fn after_crash(&self) -> Self {
+        Self::with(&self.disk.durable_image(), "", auto())
     }
 
     /// Sleeps until a write of data is in the device.
@@ -257,10 +278,90 @@ pub fn write_async(
     to: &KArc<Listener>,
     tag: usize,
 ) -> Result<usize> {
+    write_async_with(RwfFlags::empty(), file, pos, bytes, to, tag)
+}
+
+/// [`write_async`] with flags for this call.
+pub fn write_async_with(
+    flags: RwfFlags,
+    file: &KArc<File>,
+    pos: i64,
+    bytes: &'static [u8],
+    to: &KArc<Listener>,
+    tag: usize,
+) -> Result<usize> {
     // SAFETY: the memory lives for ever and is not changed.
     let mut iocb = unsafe { Kiocb::new_async(file, pos, to.clone(), tag) };
+    iocb.kiocb_set_rw_flags(flags).expect("known flags");
     let iov = [IoVec::source(bytes)];
     ext4_file_write(&mut iocb, &mut IovIter::new(&iov))
+}
+
+/// Where an asynchronous read puts what it reads.
+pub struct Landing {
+    memory: *mut u8,
+    len: usize,
+    tag: usize,
+}
+
+impl Landing {
+    /// What was read, once `told` has heard of its end: as much as was asked for.
+    pub fn wait(&self, told: &Listener) -> Vec<u8> {
+        while !told.told().iter().any(|(tag, _)| *tag == self.tag) {
+            std::thread::yield_now();
+        }
+        // SAFETY: the memory was leaked, and the read, the only one who has it, is over.
+        unsafe { std::slice::from_raw_parts(self.memory, self.len) }.to_vec()
+    }
+}
+
+/// Starts an asynchronous read of `len` bytes.
+pub fn read_async(
+    flags: RwfFlags,
+    file: &KArc<File>,
+    pos: i64,
+    len: usize,
+    to: &KArc<Listener>,
+    tag: usize,
+) -> (Result<usize>, Landing) {
+    let memory = Box::leak(Box::new(Pages::new(len, 0xee))).bytes_mut();
+    let landing = Landing { memory: memory.as_mut_ptr(), len, tag };
+    let iov = [IoVec::dest(memory)];
+    // SAFETY: the memory lives for ever, and nobody looks at it before the listener was told.
+    let mut iocb = unsafe { Kiocb::new_async(file, pos, to.clone(), tag) };
+    iocb.kiocb_set_rw_flags(flags).expect("known flags");
+    (ext4_file_read(&mut iocb, &mut IovIter::new(&iov)), landing)
+}
+
+/// How an asynchronous I/O ended that was begun with `ret`: the answer, or what the listener hears as its `nth`.
+pub fn ended(ret: Result<usize>, told: &Listener, nth: usize) -> Result<usize> {
+    match ret {
+        Err(EIOCBQUEUED) => told.wait(nth)[nth - 1].1,
+        ret => ret,
+    }
+}
+
+/// Calls `hook` whenever this thread comes to tracepoint `name`.
+pub fn at(name: &'static str, hook: impl Fn() + 'static) -> Tracing {
+    on_trace(move |here| {
+        if here == name {
+            hook();
+        }
+    })
+}
+
+/// Completes those of the requests that are in the device still.
+pub fn complete(disk: &RamDisk, ids: impl IntoIterator<Item = u64>) {
+    for id in ids {
+        // Else its end came by itself.
+        let _ = disk.complete(id);
+    }
+}
+
+/// Reads and writes of data that are in the device, oldest first.
+pub fn data_in_flight(disk: &RamDisk) -> Vec<u64> {
+    let data = |event: &Event| (OpMask::READ | OpMask::WRITE | OpMask::NOT_META).matches(event.opf);
+    disk.pending().into_iter().filter(data).map(|event| event.id).collect()
 }
 
 /// Memory for [`write_async`].

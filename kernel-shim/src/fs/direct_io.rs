@@ -516,6 +516,14 @@ fn dio_end<F: FileSystem>(
     ret: Result<usize>,
 ) -> Result<usize> {
     let mut ret = ret;
+    let drop_pages = || {
+        if rw == Rw::Write && size > 0 && inode.i_mapping().nrpages() != 0 {
+            filemap::dio_invalidate_pages(inode, offset, offset + size as i64 - 1);
+        }
+    };
+    if reverted(Fix::G25) {
+        drop_pages();
+    }
     if let Some(end_io) = end_io {
         // Called for a failed I/O, too, which must not convert anything (G30).
         let told = if reverted(Fix::G30) { Ok(size) } else { ret };
@@ -523,8 +531,9 @@ fn dio_end<F: FileSystem>(
             ret = ret.and(Err(e));
         }
     }
-    if rw == Rw::Write && size > 0 && inode.i_mapping().nrpages() != 0 {
-        filemap::dio_invalidate_pages(inode, offset, offset + size as i64 - 1);
+    // After the file system's part: a page that is read before the data counts, or before the size has moved, holds zeros (G25).
+    if !reverted(Fix::G25) {
+        drop_pages();
     }
     ret
 }
@@ -536,14 +545,20 @@ fn dio_complete<F: FileSystem>(mut dio: PoolBox<Dio<F>>, failed: Option<Error>, 
     let inode = unsafe { dio.inode.as_ref() };
     let (offset, size) = (dio.offset, dio.size);
     let private = dio.private.take();
-    let mut ret = dio_end(inode, dio.rw, dio.end_io, private, offset, size, dio.flight.result(size, failed));
     // One whose submission ended with a result is synced by the submitter. Not at submission: that would promise
     // durability of data that is still under way (G13).
-    if aio
-        && dio.dsync
-        && matches!(ret, Ok(1..))
-        && !reverted(Fix::G13)
-        && let Err(e) = F::fsync(inode, offset, offset + size as i64 - 1, dio.datasync)
+    let syncs = aio && dio.dsync && size > 0 && !reverted(Fix::G13);
+    let datasync = dio.datasync;
+    let sync = || F::fsync(inode, offset, offset + size as i64 - 1, datasync);
+    if syncs && reverted(Fix::G26) {
+        let _ = sync();
+    }
+    let mut ret = dio_end(inode, dio.rw, dio.end_io, private, offset, size, dio.flight.result(size, failed));
+    // After the file system's part, which moves the size: that has to be durable, too (G26).
+    if syncs
+        && ret.is_ok()
+        && !reverted(Fix::G26)
+        && let Err(e) = sync()
     {
         ret = Err(e);
     }

@@ -13,6 +13,7 @@ use crate::mm::filemap::AddressSpace;
 use crate::percpu::CacheAligned;
 use crate::sched::{Point, sched_point};
 use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
+use crate::testing::trace;
 use crate::time::Timespec64;
 use crate::workqueue::{Work, WorkItem};
 
@@ -564,6 +565,7 @@ impl<'i, F: FileSystem> Locked<'i, F> {
     /// `i_mutex` is released, and reads that do not take `i_mutex` at any time.
     pub fn inode_dio_wait(&self) {
         if self.inode.i_dio_count() != 0 {
+            trace("inode_dio_wait");
             self.inode.i_dio_wait.wait_event(|| self.inode.i_dio_count() == 0);
         }
     }

@@ -11,6 +11,7 @@ use super::file::{File, OpenFlags};
 use super::super_block::FileSystem;
 use crate::alloc::Arc;
 use crate::error::{Result, code::EOPNOTSUPP};
+use crate::testing::{Fix, reverted};
 
 bitflags::bitflags! {
     /// C's `ki_flags`.
@@ -181,7 +182,7 @@ impl<'f, F: FileSystem> Kiocb<'f, F> {
     /// Whether the call must not sleep before the I/O is under way.
     #[inline]
     pub fn is_nowait(&self) -> bool {
-        self.ki_flags.contains(IocbFlags::NOWAIT)
+        self.ki_flags.contains(IocbFlags::NOWAIT) && !reverted(Fix::G34)
     }
 
     /// Whether the submitter waits.
