@@ -28,6 +28,10 @@ use std::vec::Vec;
 
 use bitflags::bitflags;
 
+mod memory;
+
+pub(super) use memory::{checksum, copy_out, fill};
+
 use super::bio::{ReqOp, ReqOpf, SECTOR_SHIFT};
 use super::blkdev::{BlockDevice, QueueLimits};
 use super::brd::FastRamDisk;
@@ -141,6 +145,15 @@ pub struct RamDiskStats {
     pub read_write_overlaps: u64,
 }
 
+/// All that happened on a disk, with the data: enough to say what a power failure at any moment of it might have left.
+#[derive(Clone, Debug, Default)]
+pub struct Recording {
+    /// In order.
+    pub events: Vec<Event>,
+    /// What each write wrote that completed, by [`Event::id`], in order of completion; zeros and rubbish included.
+    pub written: Vec<(u64, Vec<u8>)>,
+}
+
 struct Pending {
     rq: Request,
     event: Event,
@@ -174,6 +187,8 @@ struct State {
     /// Requests of the mask stay until so many are in flight.
     hold: Option<(usize, OpMask)>,
     log: Option<Vec<Event>>,
+    /// What completed writes wrote, by [`Event::id`], while a [`Recording`] is made.
+    written: Option<Vec<(u64, Vec<u8>)>>,
     stats: RamDiskStats,
     violation: Option<String>,
     stop: bool,
@@ -237,6 +252,7 @@ impl RamDisk {
             rng: Rng(options.seed),
             hold: None,
             log: None,
+            written: None,
             stats: RamDiskStats::default(),
             violation: None,
             stop: false,
@@ -363,6 +379,23 @@ impl RamDisk {
     /// What happened since the recording started, or since the last call.
     pub fn take_log(&self) -> Vec<Event> {
         self.shared.lock().log.as_mut().map(core::mem::take).unwrap_or_default()
+    }
+
+    /// Starts a [`Recording`], in place of a log.
+    pub fn start_recording(&self) {
+        let mut state = self.shared.lock();
+        (state.log, state.written) = (Some(Vec::new()), Some(Vec::new()));
+    }
+
+    /// How many events have been recorded so far.
+    pub fn recorded(&self) -> usize {
+        self.shared.lock().log.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Ends the recording.
+    pub fn take_recording(&self) -> Recording {
+        let mut state = self.shared.lock();
+        Recording { events: state.log.take().unwrap_or_default(), written: state.written.take().unwrap_or_default() }
     }
 
     /// What reads would see of the whole disk.
@@ -513,13 +546,13 @@ impl Shared {
                 let data = copy_out(&rq);
                 if checksum(&data) == sum {
                     let durable = event.opf.contains(ReqOpf::FUA) || !self.limits.write_cache;
-                    state.write(event.sector, data, durable);
+                    state.write(&event, data, durable);
                 } else {
                     violation = Some(format!("buffer changed while in flight: {event:?}"));
                 }
             }
-            ReqOp::WriteZeroes => state.write(event.sector, std::vec![0; range.len()], !self.limits.write_cache),
-            ReqOp::Discard => state.write(event.sector, std::vec![DISCARDED; range.len()], !self.limits.write_cache),
+            ReqOp::WriteZeroes => state.write(&event, std::vec![0; range.len()], !self.limits.write_cache),
+            ReqOp::Discard => state.write(&event, std::vec![DISCARDED; range.len()], !self.limits.write_cache),
             ReqOp::Flush => state.flush(covers),
             ReqOp::Unknown => {}
         }
@@ -579,7 +612,11 @@ impl State {
         }
     }
 
-    fn write(&mut self, sector: u64, data: Vec<u8>, durable: bool) {
+    fn write(&mut self, event: &Event, data: Vec<u8>, durable: bool) {
+        let sector = event.sector;
+        if let Some(written) = &mut self.written {
+            written.push((event.id, data.clone()));
+        }
         put(&mut self.image, sector, &data);
         self.completed_writes += 1;
         if durable && self.volatile.is_empty() {
@@ -637,47 +674,4 @@ fn put_some(image: &mut [u8], sector: u64, data: &[u8], block: usize, rng: &mut 
             put(image, sector + ((i * block) >> SECTOR_SHIFT) as u64, chunk);
         }
     }
-}
-
-/// The memory of a request, copied.
-pub(super) fn copy_out(rq: &Request) -> Vec<u8> {
-    let mut data = Vec::with_capacity(rq.nr_bytes() as usize);
-    rq.for_each_vec(|vec| {
-        let (at, len) = (data.len(), vec.bv_len as usize);
-        data.resize(at + len, 0);
-        // SAFETY: valid until the request ends, by the contract of `bio_add_page`, and `data` has just
-        // been made as long. No reference to it is made: a submitter that breaks the contract and
-        // changes it under us is what we are here to find.
-        unsafe { core::ptr::copy_nonoverlapping(vec.bv_page.as_ptr(), data[at..].as_mut_ptr(), len) };
-    });
-    data
-}
-
-/// Fills the memory of a request with `data`, or with poison.
-pub(super) fn fill(rq: &Request, data: Option<&[u8]>) {
-    let mut rest = data;
-    rq.for_each_vec(|vec| {
-        let (to, len) = (vec.bv_page.as_ptr(), vec.bv_len as usize);
-        match rest {
-            // SAFETY: valid until the request ends and the device's to write, by the contract of `bio_add_page`.
-            None => unsafe { core::ptr::write_bytes(to, POISON, len) },
-            Some(data) => {
-                let (now, later) = data.split_at(len);
-                // SAFETY: as above, and `now` is as long.
-                unsafe { core::ptr::copy_nonoverlapping(now.as_ptr(), to, len) };
-                rest = Some(later);
-            }
-        }
-    });
-}
-
-/// Differs for data that differ by one change, and mostly for others.
-pub(super) fn checksum(data: &[u8]) -> u64 {
-    let mut sum = data.len() as u64;
-    for word in data.chunks(8) {
-        let mut bytes = [0; 8];
-        bytes[..word.len()].copy_from_slice(word);
-        sum = (sum.rotate_left(5) ^ u64::from_le_bytes(bytes)).wrapping_mul(0x517C_C1B7_2722_0A95);
-    }
-    sum
 }
