@@ -162,6 +162,11 @@ impl<'s> Handle<'s> {
         }
     }
 
+    /// Whether the transaction before this one is being committed, and maybe still about to write its files' data.
+    pub(crate) fn commit_under_way(&self) -> bool {
+        self.h.as_ref().is_some_and(jbd2::Handle::commit_under_way)
+    }
+
     /// The caller waits for the commit when the handle is stopped: `O_SYNC`, `dirsync`.
     #[doc(alias = "ext4_handle_sync")]
     pub fn sync(&mut self) {

@@ -300,6 +300,11 @@ fn ext4_punch_hole(inode: &Inode, range: Range) -> Result {
     if range.start >= range.end {
         return Ok(());
     }
+    if !inode.i_private().is_extents() {
+        // A transaction that gave the file blocks here may be committed before the one that takes them away, and finds no pages then
+        // whose data it could write first.
+        filemap_write_and_wait_range(inode, range.start, range.end - 1)?;
+    }
     ext4_update_disksize_before_punch(inode, range)?;
     inode.i_mapping().truncate_pagecache_range(range.start, range.end - 1);
     trace("pages dropped");

@@ -13,7 +13,7 @@ use crate::aops::ext4_block_zero_page_range;
 use crate::ext4_jbd2::{Handle, ext4_journal_start};
 use crate::iget::{ext4_mark_inode_dirty, ext4_mark_inode_dirty_tree};
 use crate::orphan::{ORPHAN_CREDITS, ext4_orphan_add, ext4_orphan_del};
-use crate::truncate::{ext4_truncate, order_data, partial_tail, stop_direct_io};
+use crate::truncate::{ext4_begin_ordered_truncate, ext4_truncate, order_data, partial_tail, stop_direct_io};
 use crate::xattr::ext4_file_remove_privs;
 use crate::{Ext4, IRef, Inode, Locked};
 
@@ -229,7 +229,9 @@ fn ext4_setattr_size_locked(i_mutex: &Locked<'_>, size: i64) -> Result {
 fn shrink(i_mutex: &Locked<'_>, old: i64, size: i64) -> Result {
     let inode = i_mutex.inode();
     let mut handle = ext4_journal_start(inode.i_sb().s_fs_info(), ORPHAN_CREDITS + 1)?;
-    let moved = ext4_orphan_add(&mut handle, inode).and_then(|()| move_size(&mut handle, i_mutex, old, size));
+    let listed = ext4_orphan_add(&mut handle, inode);
+    ext4_begin_ordered_truncate(&handle, inode);
+    let moved = listed.and_then(|()| move_size(&mut handle, i_mutex, old, size));
     let stopped = handle.stop();
     let done = moved.and(stopped);
     if done.is_err() && inode.i_nlink() > 0 {

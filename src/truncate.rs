@@ -9,7 +9,7 @@ use kernel_shim::error::{Result, code::*};
 use kernel_shim::sched::{Point, sched_point};
 use kernel_shim::testing::{Fix, reverted, trace};
 
-use crate::aops::ext4_block_zero_page_range;
+use crate::aops::{ext4_block_zero_page_range, ext4_submit_inode_data};
 use crate::ext4::{EXT_MAX_BLOCKS, Lblk};
 use crate::ext4_jbd2::{Handle, ext4_journal_start};
 use crate::extents::{ext4_blocks_for_truncate, ext4_ext_remove_space};
@@ -182,6 +182,20 @@ pub(crate) fn order_data(handle: &mut Handle<'_>, inode: &Inode) -> Result {
             done
         }
         None => Ok(()),
+    }
+}
+
+/// Before a file becomes shorter within `handle`: if the transaction before is being committed, it may have given the file blocks, written
+/// ones as there are no others without extents, and not have come to their data. That must still be written: once the size has moved,
+/// nobody would, and a crash before the truncate is committed would show what was in the blocks before.
+///
+/// In a transaction that is still running the size moves along with the blocks, so there is nothing to be done. Errors are the file's,
+/// as those of the commit itself are.
+#[doc(alias = "jbd2_journal_begin_ordered_truncate")]
+pub(crate) fn ext4_begin_ordered_truncate(handle: &Handle<'_>, inode: &Inode) {
+    if handle.commit_under_way() && !inode.i_private().is_extents() {
+        // Noted in the mapping.
+        let _ = ext4_submit_inode_data(inode);
     }
 }
 

@@ -348,6 +348,11 @@ impl Handle {
         Ok(())
     }
 
+    /// Whether the transaction before this one is being committed.
+    pub fn commit_under_way(&self) -> bool {
+        self.journal.state.lock().committing.is_some()
+    }
+
     /// See [`crate::ext4_jbd2::Handle::sync`].
     pub fn set_sync(&mut self) {
         self.sync = true;
