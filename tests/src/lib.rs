@@ -2,6 +2,8 @@
 //! Fixtures of the hosted tests.
 
 pub mod crash;
+pub mod crash_disk;
+pub mod crash_world;
 pub mod damage;
 pub mod differential;
 pub mod dio;

@@ -8,7 +8,7 @@ use ext4_dio::namei::RenameFlags;
 use ext4_dio::path::*;
 use ext4_dio::setattr::ext4_setattr_size;
 use ext4_dio::xattr::{XattrSet, ext4_getxattr, ext4_listxattr, ext4_removexattr, ext4_setxattr};
-use ext4_dio::{File, IRef, Kiocb, ext4_mount, ext4_statfs, ext4_sync_fs, ext4_umount};
+use ext4_dio::{File, IRef, Kiocb, SuperBlock, ext4_mount, ext4_statfs, ext4_sync_fs, ext4_umount};
 use kernel_shim::alloc::{Arc as KArc, KVec};
 use kernel_shim::block::Bdev;
 use kernel_shim::block::ramdisk::RamDiskOptions;
@@ -23,6 +23,8 @@ use crate::oplang::*;
 pub struct Ours {
     /// Disk, faults, mount. `None` if mounting again failed.
     pub mount: Option<Mount>,
+    /// A mount of any other disk.
+    bare: Option<KArc<SuperBlock>>,
     options: String,
     slots: [Option<KArc<File>>; SLOTS],
 }
@@ -35,7 +37,26 @@ impl Ours {
     /// Mounts `image` with `options`.
     pub fn mount(image: &[u8], options: &str, disk: RamDiskOptions) -> Result<Self, Errno> {
         let mount = Mount::try_with(image, options, disk).map_err(errno)?;
-        Ok(Self { mount: Some(mount), options: options.to_string(), slots: std::array::from_fn(|_| None) })
+        Ok(Self { mount: Some(mount), bare: None, options: options.to_string(), slots: std::array::from_fn(|_| None) })
+    }
+
+    /// Mounts what is on `disk`, whatever disk that is. It cannot be mounted anew.
+    pub fn over(disk: Bdev, options: &str) -> Result<Self, Errno> {
+        let sb = ext4_mount(disk, options).map_err(errno)?;
+        let slots = std::array::from_fn(|_| None);
+        Ok(Self { mount: None, bare: Some(sb), options: options.to_string(), slots })
+    }
+
+    /// Closes all and unmounts, where the disk is somebody else's.
+    pub fn leave(&mut self) -> Result<(), Errno> {
+        self.close_all();
+        let sb = self.bare.take().ok_or(libc::EIO)?;
+        ext4_umount(&sb).map_err(errno)
+    }
+
+    /// Takes an open file into a slot.
+    pub fn install(&mut self, slot: u8, file: KArc<File>) {
+        self.slots[usize::from(slot)] = Some(file);
     }
 
     /// Closes all and unmounts. What is on the disk then.
@@ -52,11 +73,13 @@ impl Ours {
         self.slots = std::array::from_fn(|_| None);
     }
 
-    fn sb(&self) -> Result<&KArc<ext4_dio::SuperBlock>, Errno> {
-        self.mount.as_ref().map(|m| &m.sb).ok_or(libc::EIO)
+    /// The mount. EIO if there is none any more.
+    pub fn sb(&self) -> Result<&KArc<SuperBlock>, Errno> {
+        self.mount.as_ref().map(|m| &m.sb).or(self.bare.as_ref()).ok_or(libc::EIO)
     }
 
-    fn file(&self, slot: u8) -> Result<&KArc<File>, Errno> {
+    /// The file that is open in a slot. EBADF.
+    pub fn file(&self, slot: u8) -> Result<&KArc<File>, Errno> {
         self.slots.get(usize::from(slot)).and_then(Option::as_ref).ok_or(libc::EBADF)
     }
 
