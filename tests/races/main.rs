@@ -499,7 +499,7 @@ fn g21_readers_do_not_starve_who_waits_for_them() {
             assert!(waited.get(), "{mode}: {what} did not wait for a read in flight");
             assert_eq!(admitted.get(), 0, "{mode}: reads go past {what}, and would for ever");
             m.assert_idle(&file);
-            assert_eq!(told.told(), [(0, Ok(4096))]);
+            assert_eq!(told.wait(1), [(0, Ok(4096))]);
             drop((file, told));
             m.finish();
         }
@@ -1004,6 +1004,7 @@ fn g35_overwrites_go_past_reads_in_flight() {
         assert_eq!(data_in_flight(&m.disk).len(), 9, "{mode}: one read and eight writes");
         m.disk.release();
         assert_eq!(landing.wait(&told), stamped(0, 4096));
+        told.wait(9);
         m.assert_idle(&file);
         drop((file, told));
         m.finish();
