@@ -85,7 +85,9 @@ pub fn ext4_buffered_write_iter(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) ->
     let inode: &Inode = iocb.ki_filp.f_inode();
     let i_mutex = inode.lock();
     // Before the checks: what is in flight may move the end of the file, where O_APPEND goes to.
-    crate::inode::ext4_dio_wait(&i_mutex);
+    if !reverted(Fix::G12) {
+        crate::inode::ext4_dio_wait(&i_mutex);
+    }
     let Some(range) = generic_write_checks(iocb, &i_mutex, iter)? else { return Ok(0) };
     crate::Ext4::file_remove_privs(iocb, &i_mutex)?;
     i_mutex.file_update_time();
@@ -103,7 +105,9 @@ pub fn ext4_perform_write(iocb: &mut Kiocb<'_>, i_mutex: &Locked<'_>, iter: &mut
     let inode = i_mutex.inode();
     // A direct write in flight and a page that is written back later would meet on the device in any order, and its end would
     // find a dirty page to drop (G12). With i_mutex held no new one leaves it.
-    crate::inode::ext4_dio_wait(i_mutex);
+    if !reverted(Fix::G12) {
+        crate::inode::ext4_dio_wait(i_mutex);
+    }
     let old_size = inode.i_size();
     if iocb.ki_pos > old_size {
         ext4_zero_old_tail(inode, old_size)?;
@@ -411,6 +415,7 @@ fn ext4_write_batch(inode: &Inode, mut batch: Writeback<'_>) -> Result {
         }
     }
     batch.io_done();
+    trace("ext4_write_batch: on the device");
     for (lblk, len) in batch.runs().filter(|(lblk, _)| !bad.contains(lblk)) {
         result = result.and(ext4_end_io(inode, lblk, lblk + u64::from(len)));
     }

@@ -127,6 +127,7 @@ impl<'i> DioLock<'i> {
                 let inode: &'i Inode = count.inode();
                 drop(window);
                 drop(count);
+                trace("retake_lock");
                 inode.lock()
             }
         }
@@ -141,6 +142,7 @@ impl<'i> DioLock<'i> {
                 let inode: &'i Inode = count.inode();
                 drop(window);
                 drop(count);
+                trace("retake_lock");
                 inode.try_lock()
             }
         }

@@ -11,7 +11,7 @@ use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::inode::{S_IFDIR, S_IFIFO, S_IFMT, S_IFREG};
 use kernel_shim::fs::{InodeFlags as VfsFlags, InodeState};
 use kernel_shim::mm::filemap::PAGE_SIZE;
-use kernel_shim::testing::trace;
+use kernel_shim::testing::{Fix, reverted, trace};
 
 use crate::aops::{ext4_block_zero_page_range, filemap_write_and_wait_range};
 use crate::ext4::{EXT_INIT_MAX_LEN, GetBlocks, Lblk, MapBlocks};
@@ -68,6 +68,15 @@ impl Mode {
             (FallocFlags::ZERO_RANGE, _) => Ok(Mode::ZeroRange),
             (rest, _) if rest.is_empty() => Ok(Mode::Allocate),
             _ => Err(EOPNOTSUPP),
+        }
+    }
+
+    /// What would happen if it did not stop direct I/O first.
+    fn waits_for(self) -> Fix {
+        match self {
+            Mode::Allocate => Fix::G16,
+            Mode::PunchHole | Mode::ZeroRange => Fix::G2,
+            Mode::CollapseRange | Mode::InsertRange => Fix::G3,
         }
     }
 }
@@ -136,7 +145,7 @@ pub fn ext4_fallocate(inode: &IRef, mode: FallocFlags, offset: i64, len: i64) ->
 
 fn fallocate_locked(i_mutex: &Locked<'_>, mode: Mode, keep_size: bool, range: Range) -> Result {
     let inode = i_mutex.inode();
-    let _gate = stop_direct_io(i_mutex);
+    let _gate = (!reverted(mode.waits_for())).then(|| stop_direct_io(i_mutex));
     ext4_file_modified(i_mutex)?;
     // Only extents can say that a block is not written, and only they can be moved.
     if mode != Mode::PunchHole && !inode.i_private().is_extents() {

@@ -87,8 +87,9 @@ pub fn ext4_file_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<u
     sb.s_fs_info().ext4_emergency_state()?;
     // Nothing is written to a frozen file system (G8); what is queued when this returns is counted where freezing waits for it.
     let _write = match iocb.ki_flags.contains(IocbFlags::NOWAIT) {
-        true => sb.try_start_write().ok_or(EAGAIN)?,
-        false => sb.start_write(),
+        _ if reverted(Fix::G8) => None,
+        true => Some(sb.try_start_write().ok_or(EAGAIN)?),
+        false => Some(sb.start_write()),
     };
     if iocb.ki_filp.f_inode().i_sb().s_fs_info().is_rdonly() {
         return Err(EROFS);

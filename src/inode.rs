@@ -6,7 +6,7 @@ use kernel_shim::block::{ReqOpf, bdev_rw};
 use kernel_shim::bug_on;
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::{__blockdev_direct_IO, DioFlags, DioRequest, FileSystem, IocbFlags, IovIter, MapResult, Rw};
-use kernel_shim::testing::{Fix, reverted};
+use kernel_shim::testing::{Fix, reverted, trace};
 
 use crate::dio::ext4_dio_alloc;
 use crate::dio_lock::{DioLock, Window};
@@ -167,6 +167,7 @@ pub fn ext4_get_block_write_nolock(
 
 #[inline(never)]
 fn ext4_get_block_nolock_unknown(inode: &Inode, window: &Window<'_>, lblk: u64, len: u32) -> Result<MapResult> {
+    trace("ext4_get_block_write_nolock: not known");
     let mut map = map_blocks_for(lblk, len)?;
     let n = match window {
         Window::IDataSem(tree) => ext4_map_blocks_locked(inode, tree, &mut map)?,
@@ -255,6 +256,10 @@ pub fn ext4_ext_direct_IO<'i>(
             }
         } else if !iocb.is_sync() {
             let Some(io_end) = ext4_init_io_end(inode) else {
+                if reverted(Fix::G31) && lock.is_in_flight() {
+                    core::mem::forget(lock);
+                    return (None, Err(ENOMEM));
+                }
                 break 'retake_lock Err(ENOMEM);
             };
             iocb.private = Some(Private::IoEnd(io_end));
@@ -315,6 +320,7 @@ fn ext4_dio_prepare(
     verdict: &Verdict,
     offset: i64,
 ) -> Result<DioFlags> {
+    trace("ext4_dio_prepare");
     let inode = iocb.ki_filp.f_inode();
     let Some(Private::IoEnd(io_end)) = &mut iocb.private else { return Err(EIO) };
     let mut flags = DioFlags::DEFER;

@@ -78,6 +78,34 @@
 //! * No completion waits for `i_mutex`: whoever holds it may be waiting for the completion (G14).
 //! * A completion in an interrupt neither sleeps nor allocates; what must, goes to a worker.
 //!
+//! # Races, and what closes them
+//!
+//! By the numbers that the sources mark them with. `tests/races/main.rs` has a test for each, with the interleaving in words; the test run
+//! switches each fix off in turn ([`kernel_shim::testing::Fix`]), and sees the test fail.
+//!
+//! | race | without the fix | closed by | test |
+//! |---|---|---|---|
+//! | G1 | one file's data in another's blocks | dio_lock.rs `DioLock::release`: counted, then unlocked | `g1_counted_before_the_unlock` |
+//! | G2 | a write lands in blocks that were freed | fallocate.rs, truncate.rs `stop_direct_io` | `g2_punching_a_hole_waits` |
+//! | G3 | parts of a write land elsewhere in the file | fallocate.rs, truncate.rs `stop_direct_io` | `g3_whoever_moves_blocks_waits` |
+//! | G4 | acknowledged data reads as zeros | page_io.rs `IoEnd`: owned by its write | `g4_each_write_has_its_own_state` |
+//! | G5 | freed memory is used | kernel-shim fs/direct_io.rs `dio_async`: a reference of its own | `g5_completion_before_submission_ends` |
+//! | G6 | deadlock with page faults | inode.rs `ext4_ext_direct_IO`: `fault_in` before the window | `g6_page_faults_come_before_the_window` |
+//! | G7 | panic | file.rs `ext4_set_verdict`: always one | `g7_fcntl_in_the_middle` |
+//! | G8 | a frozen file system changes | file.rs `ext4_file_write`, sb_remount.rs `ext4_freeze` | `g8_nothing_is_written_while_frozen` |
+//! | G9 | good data is zeroed | kernel-shim fs/direct_io/submit.rs `submit_mapped`: only what was pinned | `g9_a_fault_half_way_zeroes_nothing` |
+//! | G10 | a truncated file has its old size | kernel-shim mm/filemap.rs `generic_file_direct_write`: the size is not its business | `g10_the_size_does_not_come_back` |
+//! | G11 | the cache shows old data for good | kernel-shim fs/direct_io.rs `dio_end` | `g11_pages_are_dropped_when_the_data_is_there` |
+//! | G12 | of two writes one is lost | aops.rs `ext4_buffered_write_iter`, `ext4_perform_write` | `g12_buffered_writers_wait` |
+//! | G13 | acknowledged O_DSYNC data is lost by a power failure | kernel-shim fs/direct_io.rs `dio_complete` | `g13_async_dsync_is_durable_when_told` |
+//! | G14 | truncate and a write wait for each other | page_io.rs `ext4_end_io_convert`: no `i_mutex` | `g14_the_end_of_a_write_takes_no_i_mutex` |
+//! | G15 | fsync returns, and the data is not found again | kernel-shim mm/writeback.rs `Writeback::io_done` | `g15_fsync_waits_for_conversions` |
+//! | G16 | more is converted than was written, or nothing can be | fallocate.rs, extents/insert.rs `merge_rule` | `g16_what_is_under_io_is_not_merged` |
+//! | G29 | deleted data is seen | extents/convert.rs `split_before_io`: whole, or not at all | `g29_no_block_for_a_cut_shows_nothing` |
+//! | G30 | deleted data is seen | kernel-shim fs/direct_io.rs `dio_end`, page_io.rs `ext4_end_io_convert` | `g30_a_failed_write_converts_nothing` |
+//! | G31 | locks are held for ever | inode.rs `ext4_ext_direct_IO`: one way out | `g31_enomem_leaves_the_locks_right` |
+//! | G37 | an append is taken for an overwrite | file.rs `ext4_dio_write_checked`: checks first | `g37_checks_before_the_verdict` |
+//!
 //! # C and Rust
 //!
 //! | fs/ext4 | here |

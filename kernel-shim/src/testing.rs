@@ -5,40 +5,41 @@
 //!   something if it fails then.
 //! * [`trace`]: tracepoints, at which a test that runs on this thread looks at the locks or changes the world.
 
-/// A bug that the kernel had, or that the patch of 2012 brought; named by the race it was.
+/// A bug that the kernel had, or that the patch of 2012 brought; named by the race it was. What comes of it, where it is closed and which test
+/// shows that, is in a table in the documentation of ext4-dio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fix {
     /// The write is counted in flight before `i_mutex` is given up.
     G1,
     /// Punching a hole waits for direct I/O in flight.
     G2,
-    /// Whoever moves blocks of a file to another place in it waits for direct I/O in flight.
+    /// Whoever moves blocks of a file to another place waits for direct I/O in flight.
     G3,
     /// What is to be done at the end of a write is kept in that write, not in the inode.
     G4,
-    /// What a submission still touches after its last bio was sent is its own, however early that completes.
+    /// The submitter has a reference of its own on what it touches after its last bio was sent, however early that completes.
     G5,
     /// Memory is faulted in before the window, not inside it.
     G6,
     /// The verdict is left in the kiocb whatever the file's flags are by then.
     G7,
-    /// Freezing waits for direct I/O in flight.
+    /// A write needs the right to write, and freezing waits for direct I/O in flight.
     G8,
     /// Missing memory ends the write; nothing is written in its place.
     G9,
-    /// The size is moved only outwards, and only by a write that was found to extend, under `i_mutex`'s rules.
+    /// The size is moved by a write that was found to extend, outwards only, and while it is counted in flight; by nobody afterwards.
     G10,
-    /// Cached pages of the range are dropped again when the write is on the device.
+    /// Cached pages of the range are dropped when the write is on the device.
     G11,
-    /// A buffered writer waits for direct writes in flight, and they for it.
+    /// A buffered writer waits for direct writes in flight.
     G12,
     /// An `O_DSYNC` write is synced when its data is on the device, not when it was submitted.
     G13,
     /// The end of a write takes no lock that those who wait for it hold.
     G14,
-    /// fsync waits for writes whose end is not processed yet.
+    /// fsync waits for data that is on the device and not in the map yet.
     G15,
-    /// An unwritten extent that is under I/O is merged with nothing.
+    /// An unwritten extent that is under I/O is merged with nothing, and `fallocate` waits for that I/O.
     G16,
     /// A write that zeroes around itself is alone in the device.
     G17,
@@ -68,7 +69,7 @@ pub enum Fix {
     G29,
     /// A write that failed says so to `end_io`.
     G30,
-    /// A write that finds no memory after the swap of locks gives back what it took.
+    /// A write that finds no memory after the swap of locks leaves as any other does.
     G31,
     /// A write that fails is counted out like one that succeeds.
     G32,

@@ -25,7 +25,7 @@ use crate::error::{Error, Result, code::*};
 use crate::mm::filemap;
 use crate::sched::{self, Task};
 use crate::sync::WaitQueue;
-use crate::testing::{Fix, HOOKS, reverted};
+use crate::testing::{Fix, HOOKS, reverted, trace};
 use crate::workqueue::{Work, WorkItem, Workqueue};
 
 mod rmw;
@@ -270,6 +270,9 @@ impl<F: FileSystem> DioPool<F> {
     /// Sleeps until all I/Os are complete.
     pub(crate) fn drain(&self) {
         self.draining.fetch_add(1, Ordering::Relaxed);
+        if self.pool.available() != DIO_POOL {
+            trace("direct I/O drains");
+        }
         self.wait.wait_event(|| self.pool.available() == DIO_POOL);
         self.draining.fetch_sub(1, Ordering::Relaxed);
         self.wait.wake_up_all();
@@ -420,6 +423,10 @@ where
     let dio = PoolBox::into_raw(dio);
     // SAFETY: the submitter's reference keeps it to the end of this function.
     let flight: &Flight = unsafe { &(*dio.as_ptr()).flight };
+    if reverted(Fix::G5) {
+        // The submitter goes on with what it has no reference on any more.
+        flight.refcount.fetch_sub(1, Ordering::AcqRel);
+    }
     let to = BioTarget {
         flight,
         bdev: inode.i_sb().s_bdev(),
@@ -428,9 +435,13 @@ where
         waits: false,
     };
     let (bytes, failed) = submit_all(to, iter, req);
+    trace("dio_async: submitted");
     let size = bytes.min(limit);
     // SAFETY: completions do not look at `size` before the last reference is gone, and we hold one.
     unsafe { (&raw mut (*dio.as_ptr()).size).write(size) };
+    if reverted(Fix::G5) {
+        return Err(EIOCBQUEUED);
+    }
     if failed.is_some() {
         // Half-way: it is waited for, so that the answer can say how far it got.
         flight.land();
@@ -517,7 +528,7 @@ fn dio_end<F: FileSystem>(
 ) -> Result<usize> {
     let mut ret = ret;
     let drop_pages = || {
-        if rw == Rw::Write && size > 0 && inode.i_mapping().nrpages() != 0 {
+        if rw == Rw::Write && size > 0 && inode.i_mapping().nrpages() != 0 && !reverted(Fix::G11) {
             filemap::dio_invalidate_pages(inode, offset, offset + size as i64 - 1);
         }
     };

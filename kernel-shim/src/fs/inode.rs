@@ -335,6 +335,12 @@ impl<F: FileSystem> Inode<F> {
         self.hot.i_mutex.try_lock().map(|guard| Locked { inode: self, guard })
     }
 
+    /// Whether somebody waits for `i_mutex` at this moment, for assertions.
+    pub fn is_contended(&self) -> bool {
+        // SAFETY: the lock is only looked at.
+        unsafe { self.hot.i_mutex.raw() }.is_contended()
+    }
+
     /// Whether somebody holds `i_mutex`, for assertions.
     pub fn is_locked(&self) -> bool {
         self.hot.i_mutex.is_locked()

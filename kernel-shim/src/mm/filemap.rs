@@ -6,6 +6,7 @@
 use crate::error::{Result, code::*};
 use crate::fs::inode::{S_ISGID, S_ISUID, S_IXGRP};
 use crate::fs::{File, FileSystem, Inode, IocbFlags, IovIter, Kiocb, Locked};
+use crate::testing::{Fix, reverted};
 
 pub use super::page_cache::{AddressSpace, BlockRun, LockedPage, PAGE_SIZE, reclaim};
 pub use super::readahead::{fill_page, generic_file_buffered_read};
@@ -189,11 +190,17 @@ pub fn generic_file_direct_write<'i, F: FileSystem>(
     }
     let (i_mutex, ret) = F::direct_IO(iocb, i_mutex, iter, pos);
     // PORT: C drops pages once more here, which for an asynchronous write is before its data is on disk. It is part of
-    // completion (fs/direct_io.rs).
+    // completion (fs/direct_io.rs: G11). And C moves the size here, which a truncate may have moved since direct_IO let go of its
+    // hold on the file (G10); whoever moves it does so while he is counted in flight.
     match ret {
         Ok(0) | Err(ENOTBLK) => (i_mutex, Ok(0)),
         Ok(n) => {
             iocb.ki_pos = pos + n as i64;
+            if reverted(Fix::G10)
+                && let Some(i_mutex) = i_mutex.as_ref().filter(|i_mutex| iocb.ki_pos > i_mutex.i_size())
+            {
+                i_mutex.i_size_write(iocb.ki_pos);
+            }
             // A short count is the answer if memory, space or the device gave out; the cache cannot do better.
             if n < count {
                 iter.truncate(0);

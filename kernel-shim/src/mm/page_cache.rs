@@ -29,6 +29,7 @@ use crate::fs::FileSystem;
 use crate::fs::Inode;
 use crate::sched::{Point, sched_access, sched_point};
 use crate::sync::{RwSemWriteGuard, RwSemaphore, SpinLock, WaitQueue};
+use crate::testing::trace;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: usize = 4096;
@@ -304,7 +305,10 @@ impl AddressSpace {
 
     /// Sleeps until a page has none of the marks.
     pub(super) fn wait_for(&self, page: &Page, marks: PageFlags) {
-        self.wait.wait_event(|| !page.flags().intersects(marks));
+        if page.flags().intersects(marks) {
+            trace("wait_on_page_writeback");
+            self.wait.wait_event(|| !page.flags().intersects(marks));
+        }
     }
 
     /// Calls `f` with page `index` locked, its blocks that bytes `from..to` of it touch marked dirty before: `f` is to change nothing

@@ -11,6 +11,7 @@ use super::readahead::BioBuilder;
 use crate::alloc::{Arc, GFP_NOFS, KVec};
 use crate::block::{Bdev, IoBatch, ReqOpf};
 use crate::error::Result;
+use crate::testing::{Fix, reverted};
 
 /// Pages in one [`Writeback`].
 const BATCH: usize = 256;
@@ -195,10 +196,12 @@ impl<'m> Writeback<'m> {
     /// Nothing is written any more: the pages may be changed again, and be dirty again, before all is done. Called when the
     /// writes have ended, and before a journal handle is started: writers who have one wait for this.
     pub fn io_done(&mut self) {
+        // WRITEBACK stays until all is done: who waits for it promises that the data is found again (G15).
+        let over = if reverted(Fix::G15) { self.marks } else { PageFlags::IO };
         for p in &*self.pages {
-            self.mapping.end_io(&p.page, PageFlags::IO);
+            self.mapping.end_io(&p.page, over);
         }
-        self.marks.remove(PageFlags::IO);
+        self.marks.remove(over);
     }
 }
 
