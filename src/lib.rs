@@ -101,9 +101,26 @@
 //! | G14 | truncate and a write wait for each other | page_io.rs `ext4_end_io_convert`: no `i_mutex` | `g14_the_end_of_a_write_takes_no_i_mutex` |
 //! | G15 | fsync returns, and the data is not found again | kernel-shim mm/writeback.rs `Writeback::io_done` | `g15_fsync_waits_for_conversions` |
 //! | G16 | more is converted than was written, or nothing can be | fallocate.rs, extents/insert.rs `merge_rule` | `g16_what_is_under_io_is_not_merged` |
+//! | G17 | one write zeroes another's data | inode.rs `ext4_dio_prepare`: alone in the device | `g17_a_write_that_zeroes_is_alone` |
+//! | G18 | one write zeroes another's data | file.rs `ext4_dio_verdict_change`: whole blocks, wherever the end is | `g18_past_the_end_is_not_aligned` |
+//! | G19 | a write waits for ever | inode.rs `ext4_dio_prepare`: waits with `i_mutex` | `g19_newcomers_stand_behind_a_write_that_zeroes` |
+//! | G20 | strangers wait for each other | page_io.rs `AioInfo`: one per inode | `g20_strangers_do_not_wait_for_each_other` |
+//! | G21 | truncate waits for ever | truncate.rs `ext4_inode_dio_begin_unlocked` | `g21_readers_do_not_starve_who_waits_for_them` |
+//! | G22 | another file's data is read | setattr.rs `ext4_setattr_size_locked`: the gate stays closed | `g22_no_read_between_the_waiting_and_the_size` |
+//! | G23 | overwrites one after the other | file.rs `ext4_overwrite_io_many` | `g23_an_overwrite_of_several_extents` |
+//! | G24 | acknowledged data is past the end after a crash | file.rs `ext4_dio_verdict`: past `i_disksize` extends | `g24_past_the_size_on_disk` |
+//! | G25 | zeros in the cache over what was written | kernel-shim fs/direct_io.rs `dio_end`: size, then pages | `g25_pages_are_dropped_after_the_size_moved` |
+//! | G26 | O_SYNC data is past the end after a crash | kernel-shim fs/direct_io.rs `dio_complete`: size, then sync | `g26_the_size_is_durable_when_told` |
+//! | G27 | a longer file is short on disk | aops.rs `ext4_update_disksize`, dio.rs `ext4_update_size` | `g27_both_sizes_are_seen_under_one_lock` |
+//! | G28 | data in blocks that are not the file's | file.rs `ext4_dio_write_checked`: one lock throughout | `g28_no_answer_is_older_than_its_lock` |
 //! | G29 | deleted data is seen | extents/convert.rs `split_before_io`: whole, or not at all | `g29_no_block_for_a_cut_shows_nothing` |
 //! | G30 | deleted data is seen | kernel-shim fs/direct_io.rs `dio_end`, page_io.rs `ext4_end_io_convert` | `g30_a_failed_write_converts_nothing` |
 //! | G31 | locks are held for ever | inode.rs `ext4_ext_direct_IO`: one way out | `g31_enomem_leaves_the_locks_right` |
+//! | G32 | who waits for conversions waits for ever | page_io.rs `ext4_end_io_convert`, aops.rs `Unwritten` | `g32_a_write_that_fails_is_counted_out` |
+//! | G33 | a write ends in another mode than it began in | ioctl.rs `setflags_locked` | `g33_flags_change_with_nothing_in_flight` |
+//! | G34 | a write sleeps that must not | kernel-shim fs/kiocb.rs `Kiocb::is_nowait`, wherever it is asked | `g34_nowait_does_not_sleep` |
+//! | G35 | nothing is written while reads are in the device | inode.rs `ext4_ext_direct_IO`: waits only to zero | `g35_overwrites_go_past_reads_in_flight` |
+//! | G36 | one file's data in another's blocks | truncate.rs `stop_direct_io`: journal or not | `g36_truncate_waits_without_a_journal` |
 //! | G37 | an append is taken for an overwrite | file.rs `ext4_dio_write_checked`: checks first | `g37_checks_before_the_verdict` |
 //!
 //! # C and Rust

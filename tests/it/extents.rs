@@ -528,7 +528,7 @@ fn full_nodes(deep: bool, leave: u32) -> Fixture {
 }
 
 #[test]
-fn g29_without_a_block_for_a_node_the_map_stays_as_it_was() {
+fn without_a_block_for_a_node_the_map_stays_as_it_was() {
     for deep in [false, true] {
         for leave in [0, 1, 2, 4] {
             let flags = [
@@ -616,7 +616,7 @@ fn the_nth_read_of_metadata_fails() {
 }
 
 #[test]
-fn g16_unwritten_extents_under_io_stay_as_they_were_cut() {
+fn unwritten_extents_under_io_stay_as_they_were_cut() {
     let mut f = Fixture::new(&spec("ext4", 4096, 8 << 10), 200, "G16".to_string());
     f.create_all(0, 60, GetBlocks::CREATE_UNINIT_EXT);
     f.inode().i_private().i_unwritten.fetch_add(1, Ordering::AcqRel);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! A mount on a RAM disk, for tests of direct writes.
 
-use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 
 use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
 use ext4_dio::file::{ext4_file_read, ext4_file_write};
@@ -182,6 +182,67 @@ pub struct LetGo<F: Fn()>(pub F);
 impl<F: Fn()> Drop for LetGo<F> {
     fn drop(&mut self) {
         (self.0)();
+    }
+}
+
+/// Where an operation sleeps for what others have in flight.
+pub const WAITS: [&str; 4] = ["inode_dio_wait", "ext4_aiodio_wait", "direct I/O drains", "wait_on_page_writeback"];
+
+/// An operation on a thread of its own, beside the test's.
+pub struct Meanwhile<T> {
+    thread: JoinHandle<T>,
+    arrived: mpsc::Receiver<&'static str>,
+    /// Dropped, it lets go one that was stopped.
+    go: mpsc::Sender<()>,
+}
+
+impl<T: Send + 'static> Meanwhile<T> {
+    /// Begins `op`, which is heard of at [`WAITS`].
+    pub fn start(op: impl FnOnce() -> T + Send + 'static) -> Self {
+        Self::spawn(&WAITS, false, op)
+    }
+
+    /// Begins `op`, which is heard of at tracepoints `names`.
+    pub fn start_with(names: &'static [&'static str], op: impl FnOnce() -> T + Send + 'static) -> Self {
+        Self::spawn(names, false, op)
+    }
+
+    /// Begins `op`, and returns when it has come to tracepoint `name`, where it stays, or is over.
+    pub fn up_to(name: &'static [&'static str; 1], op: impl FnOnce() -> T + Send + 'static) -> Self {
+        let meanwhile = Self::spawn(name, true, op);
+        meanwhile.arrives();
+        meanwhile
+    }
+
+    fn spawn(names: &'static [&'static str], stop: bool, op: impl FnOnce() -> T + Send + 'static) -> Self {
+        let (arrive, arrived) = mpsc::channel();
+        let (go, gone) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let _tracing = on_trace(move |name| {
+                // Who does not listen any more does not want it stopped again.
+                if names.contains(&name) && arrive.send(name).is_ok() && stop {
+                    let _ = gone.recv();
+                }
+            });
+            op()
+        });
+        Self { thread, arrived, go }
+    }
+
+    /// Returns when it has come to the next of its tracepoints, or, with `None`, is over.
+    pub fn arrives(&self) -> Option<&'static str> {
+        self.arrived.recv().ok()
+    }
+
+    /// Whether it comes to sleep for what others have in flight, rather than to its end.
+    pub fn waits(&self) -> bool {
+        self.arrives().is_some_and(|name| WAITS.contains(&name))
+    }
+
+    /// Lets it go where it was stopped, and returns when it is over, with what it returned. Panics if it did.
+    pub fn join(self) -> T {
+        drop((self.arrived, self.go));
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
@@ -367,17 +428,4 @@ pub fn data_in_flight(disk: &RamDisk) -> Vec<u64> {
 /// Memory for [`write_async`].
 pub fn leaked(len: usize, fill: u8) -> &'static [u8] {
     Box::leak(Box::new(Pages::new(len, fill))).bytes()
-}
-
-/// Runs this test binary again with `test` alone and a fix switched off; whether it failed, and what it printed.
-pub fn fails_without(test: &str, fix: &str) -> (bool, String) {
-    let exe = std::env::current_exe().expect("the test binary");
-    let output = Command::new(exe)
-        .args(["--exact", test, "--nocapture"])
-        .env(kernel_shim::testing::REVERT_VAR, fix)
-        .output()
-        .expect("running the test binary");
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("running 1 test"), "no such test: {test}");
-    (!output.status.success(), text)
 }
