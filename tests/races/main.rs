@@ -7,12 +7,11 @@
 //! others act, where it comes to a tracepoint.
 
 use std::cell::{Cell, RefCell};
-use std::io::{Read, Write, stderr};
-use std::process::{Command, Stdio};
+use std::io::{Write, stderr};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use ext4_dio::aops::ext4_writepages;
 use ext4_dio::ext4::{GetBlocks, InodeFlags, Lblk, MapBlocks, MapFlags};
@@ -24,6 +23,7 @@ use ext4_dio::inode::ext4_map_blocks;
 use ext4_dio::ioctl::{ext4_ioctl_getflags, ext4_ioctl_setflags};
 use ext4_dio::setattr::ext4_setattr_size;
 use ext4_dio::{File, GoingDown, Kiocb, ext4_force_shutdown, ext4_freeze, ext4_statfs, ext4_umount, ext4_unfreeze};
+use ext4_dio_tests::alone::run_alone;
 use ext4_dio_tests::dio::*;
 use ext4_dio_tests::images::{Mkfs, poke, stamped, stamped_blocks};
 use kernel_shim::alloc::Arc as KArc;
@@ -32,7 +32,7 @@ use kernel_shim::block::ramdisk::OpMask;
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::{IoVec, IocbFlags, IovIter, OpenFlags, RwfFlags, UserMemory};
 use kernel_shim::sync::{SpinLock, WaitQueue};
-use kernel_shim::testing::{Fix, REVERT_VAR, on_trace};
+use kernel_shim::testing::{Fix, on_trace};
 
 /// Bytes in a block, if the test does not care.
 const BLOCK: usize = 4096;
@@ -1730,46 +1730,6 @@ fn the_documentation_has_the_same_table() {
 
 /// So many tests run beside each other.
 const AT_ONCE: usize = 4;
-/// How long a test may take without its fix: if it hangs, it has noticed.
-const GIVE_UP: Duration = Duration::from_secs(20);
-
-/// Runs one test of this binary again. What it came to, in a word, and what it printed.
-fn run_alone(test: &str, reverted: Option<Fix>) -> (&'static str, String) {
-    let mut command = Command::new(std::env::current_exe().expect("the test binary"));
-    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env_remove(REVERT_VAR).stdin(Stdio::null());
-    if let Some(fix) = reverted {
-        command.env(REVERT_VAR, format!("{fix:?}"));
-    }
-    let (mut out, to) = std::io::pipe().expect("a pipe");
-    let mut child = command.stdout(to.try_clone().expect("a pipe")).stderr(to).spawn().expect("the test binary runs");
-    // The command has the pipe's other end, too.
-    drop(command);
-    let (done, is_done) = mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let read = out.read_to_end(&mut text);
-        // Nobody listens if it took too long.
-        let _ = done.send(());
-        read.map(|_| String::from_utf8_lossy(&text).into_owned()).expect("readable")
-    });
-    let hung = is_done.recv_timeout(GIVE_UP).is_err();
-    if hung {
-        child.kill().expect("it is ours");
-    }
-    let status = child.wait().expect("it is ours");
-    let text = reader.join().expect("no panic");
-    assert!(text.contains("running 1 test\n"), "no such test: {test}: {text}");
-    let failed = text.contains(&format!("\n    {test}\n\ntest result: FAILED. 0 passed; 1 failed"))
-        && text.contains("panicked at");
-    match (hung, status.success(), failed) {
-        (true, ..) => ("hangs", text),
-        (false, true, _) => ("passes", text),
-        (false, false, true) => ("fails", text),
-        // A signal, say: no assertion saw to that.
-        (false, false, false) => ("dies", text),
-    }
-}
-
 /// Every test is run twice in a process of its own: it passes with its fix, and fails without. Told in a table.
 #[test]
 fn every_test_fails_without_its_fix() {
@@ -1781,7 +1741,8 @@ fn every_test_fails_without_its_fix() {
         for _ in 0..AT_ONCE {
             s.spawn(|| {
                 while let Some(race) = RACES.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let (on, off) = (run_alone(race.test, None), run_alone(race.test, Some(race.fix)));
+                    let fix = format!("{:?}", race.fix);
+                    let (on, off) = (run_alone(race.test, None), run_alone(race.test, Some(&fix)));
                     results.lock().unwrap_or_else(PoisonError::into_inner).push((race.fix, on, off));
                 }
             });

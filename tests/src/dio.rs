@@ -16,6 +16,7 @@ use kernel_shim::fs::kiocb::AioComplete;
 use kernel_shim::fs::{IoVec, IovIter, OpenFlags, RwfFlags};
 use kernel_shim::testing::{Tracing, on_trace};
 
+pub use crate::alone::fails_without;
 use crate::images::{Image, Mkfs, Source, stamped, stamped_blocks};
 
 /// The three lock modes as mount options: see the table in ext4-dio's crate documentation.

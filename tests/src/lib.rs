@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Fixtures of the hosted tests.
 
+pub mod alone;
 pub mod crash;
 pub mod crash_disk;
 pub mod crash_world;
