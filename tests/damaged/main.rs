@@ -4,6 +4,10 @@
 //!
 //! * [`corpus`]: the cases in `tests/corpus`, each mounted and exercised;
 //! * [`random`]: random ones, made on the spot;
+//! * [`checks`], [`maps`], [`directories`]: byte by byte, which check strikes where;
+//! * [`inodes`]: every byte of every inode is under its checksum;
+//! * [`anything`]: each byte of some structures has each of some values;
+//! * [`faults`]: no memory, and a device that cannot be read.
 //!
 //! | environment | |
 //! |---|---|
@@ -12,8 +16,15 @@
 //! | `EXT4_DIO_CASE` | a file with one case, for the test `one_case` |
 //! | `EXT4_DIO_LAYOUT` | a base, whose places `one_case` lists |
 
+mod anything;
+mod checks;
 mod corpus;
+mod directories;
+mod faults;
+mod inodes;
+mod maps;
 mod random;
+mod victim;
 
 /// A number in the environment.
 fn env(name: &str, default: u64) -> u64 {

@@ -4,7 +4,6 @@
 mod alloc;
 mod boot;
 mod buffered;
-mod damaged;
 mod differential;
 mod dio;
 mod extents;

@@ -14,14 +14,14 @@ use ext4_dio_tests::reader::Reader;
 use kernel_shim::block::Bdev;
 
 /// Damage to the bytes of one structure.
-pub(super) type Change = fn(&mut [u8]);
+pub(crate) type Change = fn(&mut [u8]);
 /// The corruption to be found, but for its inode.
-pub(super) type Expected = fn(Ino) -> Corrupt;
+pub(crate) type Expected = fn(Ino) -> Corrupt;
 
-pub(super) const BLOCK: usize = 1024;
+pub(crate) const BLOCK: usize = 1024;
 
 /// Makes the bytes of an image once.
-pub(super) fn base(cell: &'static OnceLock<Vec<u8>>, features: &'static str, fs_type: &'static str) -> &'static [u8] {
+pub(crate) fn base(cell: &'static OnceLock<Vec<u8>>, features: &'static str, fs_type: &'static str) -> &'static [u8] {
     cell.get_or_init(|| {
         let source = Source::new();
         source.file("hello.txt", b"hello\n").file("gone", b"gone\n").file("dir/file", b"");
@@ -41,41 +41,41 @@ pub(super) fn base(cell: &'static OnceLock<Vec<u8>>, features: &'static str, fs_
 }
 
 /// A file system on a disk of its own, to be damaged.
-pub(super) struct Victim {
-    pub(super) bdev: Bdev,
-    pub(super) sound: Reader,
+pub(crate) struct Victim {
+    pub(crate) bdev: Bdev,
+    pub(crate) sound: Reader,
 }
 
 impl Victim {
     /// With checksums and extents.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
         Self::from_bytes(base(&BYTES, "^has_journal", "ext4"))
     }
 
     /// With neither.
-    pub(super) fn ext2() -> Self {
+    pub(crate) fn ext2() -> Self {
         static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
         Self::from_bytes(base(&BYTES, "", "ext2"))
     }
 
-    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
         let bdev = ram_disk(bytes);
         let sound = Reader::new(&bdev).expect("sound so far");
         Self { bdev, sound }
     }
 
-    pub(super) fn mount(&self) -> Ext4Result<Reader> {
+    pub(crate) fn mount(&self) -> Ext4Result<Reader> {
         Reader::new(&self.bdev)
     }
 
     /// Mounts, though damaged.
-    pub(super) fn mounted(&self) -> Reader {
+    pub(crate) fn mounted(&self) -> Reader {
         self.mount().expect("the damage is elsewhere")
     }
 
     /// Changes the super block.
-    pub(super) fn super_block(&self, change: impl FnOnce(&mut [u8])) -> &Self {
+    pub(crate) fn super_block(&self, change: impl FnOnce(&mut [u8])) -> &Self {
         let mut raw = peek(&self.bdev, 1024, 1024);
         change(&mut raw);
         let csum = ext4_superblock_csum(raw[..].first_chunk().expect("1024 bytes"));
@@ -85,12 +85,12 @@ impl Victim {
     }
 
     /// Sets a field of the super block.
-    pub(super) fn super_field(&self, offset: usize, bytes: &[u8]) -> &Self {
+    pub(crate) fn super_field(&self, offset: usize, bytes: &[u8]) -> &Self {
         self.super_block(|raw| raw[offset..offset + bytes.len()].copy_from_slice(bytes))
     }
 
     /// Changes a group descriptor.
-    pub(super) fn group_desc(&self, group: u32, change: impl FnOnce(&mut [u8])) -> &Self {
+    pub(crate) fn group_desc(&self, group: u32, change: impl FnOnce(&mut [u8])) -> &Self {
         let size = usize::from(self.sound.sb.s_desc_size);
         let at = 2048 + u64::from(group) * size as u64;
         let mut raw = peek(&self.bdev, at, size);
@@ -101,22 +101,22 @@ impl Victim {
         self
     }
 
-    pub(super) fn ino(&self, path: &str) -> Ino {
+    pub(crate) fn ino(&self, path: &str) -> Ino {
         self.sound.lookup_nofollow(path).expect("there").disk.i_ino
     }
 
-    pub(super) fn csum_seed(&self, path: &str) -> u32 {
+    pub(crate) fn csum_seed(&self, path: &str) -> u32 {
         self.sound.lookup_nofollow(path).expect("there").disk.i_csum_seed
     }
 
     /// Where an inode is on the disk, in bytes.
-    pub(super) fn inode_at(&self, ino: Ino) -> u64 {
+    pub(crate) fn inode_at(&self, ino: Ino) -> u64 {
         let (bh, offset) = ext4_get_inode_loc(&self.sound.sb, ino).expect("there");
         bh.block() * BLOCK as u64 + offset as u64
     }
 
     /// Changes an inode.
-    pub(super) fn inode(&self, path: &str, change: impl FnOnce(&mut [u8])) -> &Self {
+    pub(crate) fn inode(&self, path: &str, change: impl FnOnce(&mut [u8])) -> &Self {
         let at = self.inode_at(self.ino(path));
         let mut raw = peek(&self.bdev, at, 256);
         change(&mut raw);
@@ -131,19 +131,19 @@ impl Victim {
     }
 
     /// Sets bytes of an inode's block map, counted from its beginning.
-    pub(super) fn i_block(&self, path: &str, offset: usize, bytes: &[u8]) -> &Self {
+    pub(crate) fn i_block(&self, path: &str, offset: usize, bytes: &[u8]) -> &Self {
         self.inode(path, |raw| raw[0x28 + offset..0x28 + offset + bytes.len()].copy_from_slice(bytes))
     }
 
     /// The block of the node at `level`, counted from the root, of a file's extent tree, on the way to its first block.
-    pub(super) fn node(&self, path: &str, level: usize) -> u64 {
+    pub(crate) fn node(&self, path: &str, level: usize) -> u64 {
         let node = self.sound.lookup(path).expect("there");
         let (way, _) = ext4_find_extent(&node.ctx(), &node.disk.tree(), Lblk(0)).expect("sound");
         way[level].p_bh.as_ref().expect("not the root").block()
     }
 
     /// Changes a node of a file's extent tree; see [`Victim::node`].
-    pub(super) fn extent_block(&self, path: &str, level: usize, change: impl FnOnce(&mut [u8])) -> &Self {
+    pub(crate) fn extent_block(&self, path: &str, level: usize, change: impl FnOnce(&mut [u8])) -> &Self {
         self.block(self.node(path, level), |raw| {
             change(raw);
             let tail = 12 + 12 * usize::from(u16::from_le_bytes([raw[4], raw[5]]));
@@ -156,12 +156,12 @@ impl Victim {
     }
 
     /// Where a block of a file is.
-    pub(super) fn pblk(&self, path: &str, lblk: u32) -> u64 {
+    pub(crate) fn pblk(&self, path: &str, lblk: u32) -> u64 {
         self.sound.lookup_nofollow(path).expect("there").bmap(Lblk(lblk)).expect("sound").expect("mapped").0
     }
 
     /// Changes a block, and leaves the checksum to the caller.
-    pub(super) fn block(&self, pblk: u64, change: impl FnOnce(&mut [u8])) -> &Self {
+    pub(crate) fn block(&self, pblk: u64, change: impl FnOnce(&mut [u8])) -> &Self {
         let mut raw = peek(&self.bdev, pblk * BLOCK as u64, BLOCK);
         change(&mut raw);
         poke(&self.bdev, pblk * BLOCK as u64, &raw);
@@ -169,7 +169,7 @@ impl Victim {
     }
 
     /// Changes a block of entries of a directory.
-    pub(super) fn dir_block(&self, path: &str, lblk: u32, change: impl FnOnce(&mut [u8])) -> &Self {
+    pub(crate) fn dir_block(&self, path: &str, lblk: u32, change: impl FnOnce(&mut [u8])) -> &Self {
         let seed = self.csum_seed(path);
         self.block(self.pblk(path, lblk), |raw| {
             change(raw);
@@ -179,7 +179,7 @@ impl Victim {
     }
 
     /// Changes a node of a directory's hash tree, whose entries begin at byte `entries`.
-    pub(super) fn dx_block(&self, path: &str, lblk: u32, entries: usize, change: impl FnOnce(&mut [u8])) -> &Self {
+    pub(crate) fn dx_block(&self, path: &str, lblk: u32, entries: usize, change: impl FnOnce(&mut [u8])) -> &Self {
         let seed = self.csum_seed(path);
         self.block(self.pblk(path, lblk), |raw| {
             change(raw);
@@ -194,10 +194,10 @@ impl Victim {
     }
 }
 
-pub(super) fn put16(raw: &mut [u8], at: usize, value: u16) {
+pub(crate) fn put16(raw: &mut [u8], at: usize, value: u16) {
     raw[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
-pub(super) fn put32(raw: &mut [u8], at: usize, value: u32) {
+pub(crate) fn put32(raw: &mut [u8], at: usize, value: u32) {
     raw[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }

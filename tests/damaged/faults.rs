@@ -12,7 +12,7 @@ use kernel_shim::block::ramdisk::{OpMask, RamDisk};
 use kernel_shim::error::code::{EIO, ENOMEM};
 use kernel_shim::sync::Arc;
 
-use super::anything::tiny;
+use crate::anything::tiny;
 
 fn read_all(bdev: &Bdev) -> Ext4Result<usize> {
     Reader::new(bdev)?.walk(500)

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use ext4_dio_tests::images::{Image, Mkfs, Source, peek, poke};
 
-use super::victim::Victim;
+use crate::victim::Victim;
 
 /// A small file system with one of each structure.
-pub(super) fn tiny(features: &'static str, fs_type: &'static str) -> Vec<u8> {
+pub(crate) fn tiny(features: &'static str, fs_type: &'static str) -> Vec<u8> {
     let source = Source::new();
     source.file("hello.txt", b"hello\n").fragmented("frag", 1024, 40).symlink("fast", "hello.txt");
     source.symlink("slow", &"./".repeat(40));

@@ -5,12 +5,6 @@
 //! The damage is done byte by byte to sound images. Where it says so the checksum over the damaged structure
 //! is made right again, as if a buggy program had written it, so that it is the structure that is judged.
 
-mod anything;
-mod directories;
-mod faults;
-mod maps;
-mod victim;
-
 use ext4_dio::corrupt::{Corrupt, Ext4Error, Ext4Result, Refused};
 use ext4_dio::ext4::{Compat, Group, Incompat, RoCompat};
 use ext4_dio::iget::{Iget, ext4_read_inode};
@@ -20,7 +14,7 @@ use ext4_dio_tests::reader::{Reader, corrupt};
 use kernel_shim::error::Error;
 use kernel_shim::error::code::{EFSBADCRC, EFSCORRUPTED};
 
-use victim::{Change, Victim, put32};
+use crate::victim::{Change, Victim, put32};
 
 fn refused(result: Ext4Result<Reader>) -> Refused {
     match result.map(|_| ()) {

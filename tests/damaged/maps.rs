@@ -8,7 +8,7 @@ use ext4_dio_tests::images::{peek, poke};
 use ext4_dio_tests::reader::corrupt;
 use kernel_shim::error::code::EFSCORRUPTED;
 
-use super::victim::{BLOCK, Change, Expected, Victim, put16, put32};
+use crate::victim::{BLOCK, Change, Expected, Victim, put16, put32};
 
 #[test]
 fn inodes_that_cannot_be_are_corrupt() {

@@ -7,7 +7,7 @@ use ext4_dio::namei::{ext4_find_entry, ext4_readlink};
 use ext4_dio_tests::images::peek;
 use ext4_dio_tests::reader::corrupt;
 
-use super::victim::{BLOCK, Change, Expected, Victim, put16, put32};
+use crate::victim::{BLOCK, Change, Expected, Victim, put16, put32};
 
 #[test]
 fn directory_entries_that_cannot_be_are_corrupt() {
