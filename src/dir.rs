@@ -247,8 +247,12 @@ pub fn dir_blocks(dir: &impl Node) -> Ext4Result<u32> {
     if !dir.i_size().is_multiple_of(u64::from(ctx.sb.s_blocksize)) {
         return Err(Corrupt::DirSize(ctx.i_ino).into());
     }
-    let blocks = u32::try_from(dir.i_size() >> ctx.sb.s_blocksize_bits);
-    Ok(blocks.map_err(|_| Corrupt::DirSize(ctx.i_ino))?)
+    let blocks = u32::try_from(dir.i_size() >> ctx.sb.s_blocksize_bits).map_err(|_| Corrupt::DirSize(ctx.i_ino))?;
+    // It has no holes, so that it is no longer than the file system; else a few blocks could be two million, again and again.
+    if u64::from(blocks) > ctx.sb.s_blocks_count {
+        return Err(Corrupt::DirSize(ctx.i_ino).into());
+    }
+    Ok(blocks)
 }
 
 /// Whether the directory has a hash tree.

@@ -290,6 +290,10 @@ impl Ext4SbInfo {
         let (ctx, tree) = (inode.ctx(self), inode.tree());
         let blocks =
             u32::try_from(inode.i_size >> self.s_blocksize_bits).map_err(|_| Corrupt::InodeSize(inode.i_ino))?;
+        if u64::from(blocks) > self.s_blocks_count {
+            // A few blocks of numbers can say this; the list of extents would be longer than the file system.
+            return Err(Corrupt::InodeSize(inode.i_ino).into());
+        }
         let mut extents = KVec::new();
         let mut lblk = 0;
         while lblk < blocks {

@@ -52,9 +52,12 @@ fn directories_that_lead_nowhere_are_corrupt() {
     assert_eq!(lookup(victim.inode("dir", |raw| put32(raw, 4, 1000)), "dir/file"), Corrupt::DirSize(dir));
     // Behind its blocks there is nothing; names are looked for to the end.
     let victim = Victim::new();
-    victim.inode("dir", |raw| put32(raw, 4, 0x8000_0000));
+    victim.inode("dir", |raw| put32(raw, 4, 0x0010_0000));
     assert!(victim.mounted().lookup("dir/file").is_ok());
     assert_eq!(lookup(&victim, "dir/no"), Corrupt::DirHole(dir));
+    // More blocks than the file system has.
+    let victim = Victim::new();
+    assert_eq!(lookup(victim.inode("dir", |raw| put32(raw, 4, 0x8000_0000)), "dir/file"), Corrupt::DirSize(dir));
     // A deleted inode, and one that is not for names to lead to.
     let victim = Victim::new();
     victim.inode("gone", |raw| put16(raw, 0x1a, 0));

@@ -80,6 +80,8 @@ pub enum Op {
     Xor(Vec<u8>),
     /// `fill BYTE LEN`.
     Fill(u8, u32),
+    /// `words VALUE COUNT`: a number of four bytes, again and again.
+    Words(Value, u32),
     /// `copy PLACE`: what the other place holds by then.
     Copy(String),
 }
@@ -166,6 +168,7 @@ impl Edit {
             ["hex", word] => Op::Hex(hex(word)?),
             ["xor", word] => Op::Xor(hex(word)?),
             ["fill", byte, len] => Op::Fill(number(byte)? as u8, number(len)?.min(65536) as u32),
+            ["words", word, count] => Op::Words(value(word)?, number(count)?.min(65536) as u32),
             ["copy", from] => Op::Copy(from.to_string()),
             _ => return None,
         };
@@ -194,6 +197,7 @@ impl fmt::Display for Edit {
             Op::Hex(bytes) => write!(f, "hex {}", hex(bytes))?,
             Op::Xor(bytes) => write!(f, "xor {}", hex(bytes))?,
             Op::Fill(byte, len) => write!(f, "fill {byte:#x} {len}")?,
+            Op::Words(value, count) => write!(f, "words {value} {count}")?,
             Op::Copy(from) => write!(f, "copy {from}")?,
         }
         f.write_str(if self.bad { " bad" } else { "" })

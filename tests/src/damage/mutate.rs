@@ -107,6 +107,10 @@ fn edit(base: &Base, place: &Place, rng: &mut Rng) -> Edit {
             let from = rng.pick(&others).name.clone();
             return Edit { place: place.name.clone(), offset: 0, op: Op::Copy(from), bad: rng.one_in(40) };
         }
+        3 if matches!(place.kind, Kind::Indirect | Kind::Data) => {
+            let to = Value::Block(rng.pick(&base.layout.places).name.clone(), 0);
+            Op::Words(to, place.len as u32 / 4)
+        }
         3 => Op::Hex((0..1 + rng.below(12)).map(|_| rng.any() as u8).collect()),
         _ => Op::Int { width, be, value: interesting(base, place, offset, width, be, rng) },
     };

@@ -36,6 +36,7 @@ fn apply(image: &mut Patched, layout: &Layout, edit: &Edit) -> Option<()> {
             there.iter().zip(mask).map(|(a, b)| a ^ b).collect()
         }
         Op::Fill(byte, len) => vec![*byte; *len as usize],
+        Op::Words(value, count) => (number(layout, value)? as u32).to_le_bytes().repeat(*count as usize),
         Op::Copy(other) => {
             let other = layout.place(other)?;
             image.get(other.at, other.len)
