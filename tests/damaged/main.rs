@@ -7,12 +7,13 @@
 //! * [`checks`], [`maps`], [`directories`]: byte by byte, which check strikes where;
 //! * [`inodes`]: every byte of every inode is under its checksum;
 //! * [`anything`]: each byte of some structures has each of some values;
+//! * [`props`]: sequences of operations against models;
 //! * [`faults`]: no memory, and a device that cannot be read.
 //!
 //! | environment | |
 //! |---|---|
-//! | `EXT4_DIO_SEED` | where random cases begin |
-//! | `EXT4_DIO_CASES` | how many |
+//! | `EXT4_DIO_SEED` | where random cases and sequences begin |
+//! | `EXT4_DIO_CASES` | how many there are |
 //! | `EXT4_DIO_CASE` | a file with one case, for the test `one_case` |
 //! | `EXT4_DIO_LAYOUT` | a base, whose places `one_case` lists |
 
@@ -23,6 +24,7 @@ mod directories;
 mod faults;
 mod inodes;
 mod maps;
+mod props;
 mod random;
 mod victim;
 
