@@ -3,8 +3,8 @@
 //!
 //! * [`map`]: a file's extents, and the cache of them;
 //! * [`space`]: bitmaps and buddies;
-//! * [`names`]: hash trees;
-//! * [`log`]: recovery.
+//! * [`names`]: names in hash trees;
+//! * [`log`]: what recovery brings home.
 
 mod log;
 mod map;
