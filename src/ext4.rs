@@ -152,9 +152,6 @@ bitflags! {
         /// May allocate, as unwritten.
         #[doc(alias = "EXT4_GET_BLOCKS_CREATE_UNINIT_EXT")]
         const CREATE_UNINIT_EXT = 0x0003;
-        /// Write-out of delayed allocation, whose space is reserved.
-        #[doc(alias = "EXT4_GET_BLOCKS_DELALLOC_RESERVE")]
-        const DELALLOC_RESERVE = 0x0004;
         /// Split extents before the I/O, and do not merge.
         #[doc(alias = "EXT4_GET_BLOCKS_PRE_IO")]
         const PRE_IO = 0x0008;
@@ -167,15 +164,9 @@ bitflags! {
         /// What a direct write's completion asks for.
         #[doc(alias = "EXT4_GET_BLOCKS_IO_CONVERT_EXT")]
         const IO_CONVERT_EXT = 0x0013;
-        /// Punch a hole.
-        #[doc(alias = "EXT4_GET_BLOCKS_PUNCH_OUT_EXT")]
-        const PUNCH_OUT_EXT = 0x0020;
         /// Do not round the request up.
         #[doc(alias = "EXT4_GET_BLOCKS_NO_NORMALIZE")]
         const NO_NORMALIZE = 0x0040;
-        /// `fallocate` that leaves the size alone.
-        #[doc(alias = "EXT4_GET_BLOCKS_KEEP_SIZE")]
-        const KEEP_SIZE = 0x0080;
         /// Written becomes unwritten: what ZERO_RANGE asks for.
         #[doc(alias = "EXT4_GET_BLOCKS_CONVERT_UNWRITTEN")]
         const CONVERT_UNWRITTEN = 0x0100;
