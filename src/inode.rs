@@ -131,6 +131,13 @@ pub fn ext4_get_block(inode: &Inode, lblk: u64, len: u32) -> Result<MapResult> {
     Ok(map_result(&map, n))
 }
 
+/// [`ext4_get_block`] without sleeping: see [`ext4_map_blocks_nowait`].
+fn ext4_get_block_nowait(inode: &Inode, lblk: u64, len: u32) -> Result<MapResult> {
+    let mut map = map_blocks_for(lblk, len)?;
+    let n = ext4_map_blocks_nowait(inode, &mut map)?;
+    Ok(map_result(&map, n))
+}
+
 /// For writes whose blocks [`ext4_dio_alloc`] has seen to, if they needed it: a look-up. Unwritten blocks,
 /// and with `new_from` those from there on, hold nothing but what is going to be written.
 pub fn ext4_get_block_write(inode: &Inode, lblk: u64, len: u32, new_from: Option<u64>) -> Result<MapResult> {
@@ -150,19 +157,24 @@ pub fn ext4_get_block_write(inode: &Inode, lblk: u64, len: u32, new_from: Option
 /// the verdict has ruled out.
 ///
 /// `known` is what the verdict found under `i_mutex`. The write has been counted in flight since before `i_mutex` was given
-/// up, so the blocks are still there and need not be looked up a second time.
+/// up, so the blocks are still there and need not be looked up a second time. `nowait`: EAGAIN where that would sleep.
 #[inline(always)]
 pub fn ext4_get_block_write_nolock(
     inode: &Inode,
     window: &Window<'_>,
     known: &MapBlocks,
+    nowait: bool,
     lblk: u64,
     len: u32,
 ) -> Result<MapResult> {
     if u64::from(known.m_lblk.0) == lblk {
         return Ok(map_result(known, known.m_len));
     }
-    ext4_get_block_nolock_unknown(inode, window, lblk, len)
+    if nowait {
+        ext4_get_block_nowait(inode, lblk, len)
+    } else {
+        ext4_get_block_nolock_unknown(inode, window, lblk, len)
+    }
 }
 
 #[inline(never)]
@@ -265,10 +277,11 @@ pub fn ext4_ext_direct_IO<'i>(
             iocb.private = Some(Private::IoEnd(io_end));
         }
 
+        let nowait = iocb.is_nowait();
         let ret = match (&lock, &verdict) {
             (DioLock::InFlight(_, window), Verdict::Overwrite(known)) => {
                 let flags = DioFlags::COUNTED | ext4_dio_fua(iocb, inode);
-                let get_block = |lblk, len, _| ext4_get_block_write_nolock(inode, window, known, lblk, len);
+                let get_block = |lblk, len, _| ext4_get_block_write_nolock(inode, window, known, nowait, lblk, len);
                 blockdev_direct_io(iocb, iter, inode, offset, flags, get_block)
             }
             (DioLock::InFlight(..), _) => {
@@ -277,7 +290,10 @@ pub fn ext4_ext_direct_IO<'i>(
             }
             (DioLock::IMutex(i_mutex), _) => {
                 let flags = ext4_dio_flags(i_mutex, iter, offset) | flags;
-                let get_block = |lblk, len, _| ext4_get_block_write(inode, lblk, len, None);
+                let get_block = |lblk, len, _| match nowait {
+                    false => ext4_get_block_write(inode, lblk, len, None),
+                    true => ext4_get_block_nowait(inode, lblk, len),
+                };
                 blockdev_direct_io_locked(iocb, iter, inode, offset, flags, get_block)
             }
         };
@@ -540,11 +556,7 @@ pub fn ext4_direct_IO_read(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, offset:
     let nowait = iocb.is_nowait();
     let get_block = |lblk, len, _| match nowait {
         false => ext4_get_block(inode, lblk, len),
-        true => {
-            let mut map = map_blocks_for(lblk, len)?;
-            let n = ext4_map_blocks_nowait(inode, &mut map)?;
-            Ok(map_result(&map, n))
-        }
+        true => ext4_get_block_nowait(inode, lblk, len),
     };
     __blockdev_direct_IO(iocb, iter, DioRequest { rw: Rw::Read, inode, offset, flags, get_block, end_io: None })
 }

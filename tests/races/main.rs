@@ -1293,9 +1293,10 @@ fn g33_flags_change_with_nothing_in_flight() {
 
 // ---- G34 ----
 
-/// Starts a write that must not sleep as if under a spin lock, where sleeping is a bug, and with no more memory than the two places
-/// in pools that every asynchronous write has.
+/// Starts a write that must not sleep as if under a spin lock, where sleeping is a bug; with no more memory than the two places
+/// in pools that every asynchronous write has; and without the look-up that may sleep.
 fn nowait(file: &KArc<File>, pos: i64, bytes: &'static [u8], told: &KArc<Listener>) -> Result<usize> {
+    let _tracing = at("ext4_map_blocks", || panic!("a look-up that may sleep"));
     let atomic = SpinLock::new(());
     let spin = atomic.lock();
     let before = allocations();
@@ -1314,8 +1315,8 @@ fn g34_nowait_does_not_sleep() {
         let m = Mount::new(mode);
         let (page, told) = (leaked(4096, 0x34), Listener::new());
         let end = i64::from(DATA_BLOCKS) << 12;
-        let files = ["/unwritten", "/holes", "/data"].map(|path| m.open(path));
-        let [unwritten, holes, data] = &files;
+        let files = ["/unwritten", "/holes", "/data", "/pieces"].map(|path| m.open(path));
+        let [unwritten, holes, data, pieces] = &files;
         let again = |file: &KArc<File>, pos, what: &str| {
             let of = |file: &KArc<File>| (file.f_inode().i_size(), ext4_statfs(&m.sb).expect("statfs").f_bfree);
             let before = of(file);
@@ -1356,6 +1357,9 @@ fn g34_nowait_does_not_sleep() {
         assert_eq!(write(data, 0, Pages::new(4096, 0x36).bytes()), Ok(4096), "{mode}: which drops the pages");
         assert_eq!(ended(nowait(data, 0, page, &told), &told, 1), Ok(4096), "{mode}");
         assert_eq!(ended(nowait(data, 4096 + 512, leaked(512, 0x34), &told), &told, 2), Ok(512), "{mode}");
+        let len = (PIECES_BLOCKS as usize) << 12;
+        assert_eq!(write(pieces, 0, Pages::new(len, 0x34).bytes()), Ok(len));
+        assert_eq!(ended(nowait(pieces, 0, leaked(len, 0x34), &told), &told, 3), Ok(len), "{mode}");
         m.assert_idle(data);
         drop((files, told));
         m.finish();
