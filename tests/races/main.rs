@@ -51,6 +51,16 @@ fn block(n: usize) -> i64 {
     (n * BLOCK) as i64
 }
 
+/// A mount whose blocks are so many bytes.
+fn mount(mode: &str, block_size: u32) -> Mount {
+    Mount::with(&image(&Mkfs { block_size, ..Mkfs::default() }), mode, auto())
+}
+
+/// The modes, and sizes of blocks with them.
+fn modes_and_sizes() -> impl Iterator<Item = (&'static str, u32)> {
+    [(EXCLUSIVE, 1024), (I_DATA_SEM, 2048)].into_iter().chain(MODES.map(|mode| (mode, 4096))).chain([(IN_FLIGHT, 1024)])
+}
+
 /// A small disk without a journal: what is freed can be had at once.
 fn small_disk(mode: &str) -> Mount {
     let spec = Mkfs { features: "^has_journal", size_kib: 4 << 10, inodes: 64, args: &["-m", "0"], ..Mkfs::default() };
@@ -152,9 +162,9 @@ fn g1_counted_before_the_unlock() {
 /// `fallocate` begins in every mode.
 #[test]
 fn g2_punching_a_hole_waits() {
-    for mode in MODES {
+    for (mode, block_size) in modes_and_sizes() {
         for how in [PUNCH, FallocFlags::ZERO_RANGE] {
-            let m = Mount::new(mode);
+            let m = mount(mode, block_size);
             let (file, told) = (m.open("/data"), Listener::new());
             m.disk.hold(DATA);
             assert_eq!(write_async(&file, block(2), leaked(4 * BLOCK, 0x21), &told, 0), Err(EIOCBQUEUED));
@@ -182,31 +192,31 @@ fn g2_punching_a_hole_waits() {
 /// waits for W.
 #[test]
 fn g3_whoever_moves_blocks_waits() {
-    for how in [FallocFlags::COLLAPSE_RANGE, FallocFlags::INSERT_RANGE] {
-        let m = Mount::new(IN_FLIGHT);
-        let file = m.open("/pieces");
+    for (how, block_size) in [(FallocFlags::COLLAPSE_RANGE, 1024), (FallocFlags::INSERT_RANGE, 4096)] {
+        let m = mount(IN_FLIGHT, block_size);
+        let (file, bs) = (m.open("/pieces"), block_size as usize);
         let t = Rc::new(Cell::new(None));
         let tracing = at("ext4_get_block_write_nolock: not known", {
             let (t, file, begun) = (t.clone(), file.clone(), Cell::new(false));
             move || {
                 if !begun.replace(true) {
                     let file = file.clone();
-                    let mover = Meanwhile::start(move || ext4_fallocate(file.f_inode(), how, 0, block(1)));
+                    let mover = Meanwhile::start(move || ext4_fallocate(file.f_inode(), how, 0, bs as i64));
                     mover.waits();
                     t.set(Some(mover));
                 }
             }
         });
-        assert_eq!(write(&file, block(2), Pages::new(12 * BLOCK, 0x33).bytes()), Ok(12 * BLOCK));
+        assert_eq!(write(&file, 2 * bs as i64, Pages::new(12 * bs, 0x33).bytes()), Ok(12 * bs));
         drop(tracing);
         assert_eq!(t.take().expect("several extents").join(), Ok(()));
-        let mut model = stamped_blocks(PIECES_BLOCKS, BLOCK as u32);
-        model[2 * BLOCK..14 * BLOCK].fill(0x33);
+        let mut model = stamped_blocks(PIECES_BLOCKS, block_size);
+        model[2 * bs..14 * bs].fill(0x33);
         match how {
-            FallocFlags::COLLAPSE_RANGE => drop(model.drain(..BLOCK)),
-            _ => drop(model.splice(..0, [0; BLOCK])),
+            FallocFlags::COLLAPSE_RANGE => drop(model.drain(..bs)),
+            _ => drop(model.splice(..0, vec![0; bs])),
         }
-        let now = read(&file, 0, model.len() + BLOCK).expect("readable");
+        let now = read(&file, 0, model.len() + bs).expect("readable");
         assert!(now == model, "{how:?}: a part of the write is in another place");
         m.assert_idle(&file);
         drop(file);
@@ -462,12 +472,12 @@ fn g10_the_size_does_not_come_back() {
 /// fs/direct_io.rs): they are dropped when the data is on the device.
 #[test]
 fn g11_pages_are_dropped_when_the_data_is_there() {
-    for mode in MODES {
-        let m = Mount::new(mode);
+    for (mode, block_size) in modes_and_sizes() {
+        let m = mount(mode, block_size);
         let (file, cached, told) = (m.open("/data"), m.open_cached("/data"), Listener::new());
         m.disk.hold(DATA);
         assert_eq!(write_async(&file, 0, leaked(BLOCK, 0x11), &told, 0), Err(EIOCBQUEUED));
-        assert!(read(&cached, 0, BLOCK) == Ok(stamped(0, BLOCK as u32)), "{mode}");
+        assert!(read(&cached, 0, BLOCK) == Ok(stamped_blocks(BLOCK as u32 / block_size, block_size)), "{mode}");
         m.disk.release();
         assert_eq!(told.wait(1), [(0, Ok(BLOCK))], "{mode}");
         assert_eq!(filled(&cached, 0, BLOCK), Some(0x11), "{mode}: a write has ended, and is not seen");
@@ -486,8 +496,8 @@ fn g11_pages_are_dropped_when_the_data_is_there() {
 /// (aops.rs), which wait for W.
 #[test]
 fn g12_buffered_writers_wait() {
-    for mode in MODES {
-        let m = Mount::new(mode);
+    for (mode, block_size) in modes_and_sizes() {
+        let m = mount(mode, block_size);
         let (file, cached, told, disk) = (m.open("/data"), m.open_cached("/data"), Listener::new(), m.disk.clone());
         m.disk.hold(DATA);
         assert_eq!(write_async(&file, 0, leaked(BLOCK, 0x11), &told, 0), Err(EIOCBQUEUED));
@@ -539,8 +549,8 @@ fn g13_async_dsync_is_durable_when_told() {
 /// nothing above.
 #[test]
 fn g14_the_end_of_a_write_takes_no_i_mutex() {
-    for mode in MODES {
-        let m = Mount::new(mode);
+    for (mode, block_size) in modes_and_sizes() {
+        let m = mount(mode, block_size);
         let (file, told) = (m.open("/unwritten"), Listener::new());
         m.disk.hold(DATA);
         assert_eq!(write_async(&file, 0, leaked(BLOCK, 0x14), &told, 0), Err(EIOCBQUEUED));
