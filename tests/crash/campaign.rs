@@ -209,6 +209,9 @@ impl Place<'_> {
                 self.outcome.counts.second.fetch_add(1, Ordering::Relaxed);
                 let what = format!("{what} EXT4_DIO_AGAIN={second},{choice}");
                 let extra = Extra { fsck: (sum >> 20).is_multiple_of(4), ..Extra::default() };
+                if !extra.fsck {
+                    self.outcome.counts.without.fetch_add(1, Ordering::Relaxed);
+                }
                 if self.one(run, point, &moment.image(&sectors), &what, extra).is_none() {
                     return false;
                 }

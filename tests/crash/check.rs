@@ -29,6 +29,8 @@ pub(crate) struct Counts {
     pub(crate) images: AtomicUsize,
     /// Images of a crash in recovery.
     pub(crate) second: AtomicUsize,
+    /// Of these, those that e2fsck has not recovered.
+    pub(crate) without: AtomicUsize,
     /// Runs of `e2fsck`.
     pub(crate) fsck: AtomicUsize,
     /// Mounts by Linux.

@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! That the checks can fail: a disk that lies, a mount that does not flush, and code without what makes writes durable.
 
+use ext4_dio::Ext4;
+use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
+use ext4_dio::path::{Cred, path_open};
 use ext4_dio_tests::crash_disk::{Choice, Moment};
 use ext4_dio_tests::crash_world::Step;
-use ext4_dio_tests::dio::fails_without;
+use ext4_dio_tests::differential::POISON;
+use ext4_dio_tests::dio::{self, IN_FLIGHT, Mount, Pages, auto, fails_without};
 use ext4_dio_tests::oplang::*;
+use kernel_shim::block::ramdisk::OpMask;
+use kernel_shim::error::code::EIO;
+use kernel_shim::fs::{FileSystem, OpenFlags};
 
 use crate::check::{Counts, Extra, Scratch, check};
-use crate::unit::{Run, Unit, run};
+use crate::unit::{Run, Unit, configs, image, run};
 use crate::workload::open;
 
 /// The first thing that is wrong at a moment of a run, with one of `choices`.
@@ -94,4 +101,35 @@ fn needs(fix: &str, test: &str, why: &str) {
 #[test]
 fn and_is_not_if_it_is_synced_too_early() {
     needs("G13", "switches::what_is_written_through_is_durable", "durable since");
+}
+
+#[test]
+fn nor_if_the_size_comes_after_it() {
+    needs("G26", "switches::what_is_written_through_is_durable", "durable since");
+}
+
+/// The blocks of a write that met with an error stay unwritten: nobody sees what was in them before.
+#[test]
+fn a_write_that_failed_shows_nothing() {
+    for config in configs().into_iter().filter(|config| config.journal() && config.mkfs.fs_type == "ext4").take(4) {
+        let m = Mount::with(&image(&config.mkfs), IN_FLIGHT, auto());
+        let flags = OpenFlags::O_RDWR | OpenFlags::O_CREAT | OpenFlags::O_DIRECT;
+        let file = path_open(&m.sb, b"/f", flags, 0o600, &Cred::default()).expect("creating");
+        ext4_fallocate(file.f_inode(), FallocFlags::empty(), 0, 64 << 10).expect("space");
+        m.faults.fail_nth(1, OpMask::WRITE | OpMask::NOT_META);
+        assert_eq!(dio::write(&file, 0, Pages::new(32 << 10, 0x11).bytes()), Err(EIO));
+        Ext4::fsync(file.f_inode(), 0, i64::MAX, false).expect("a commit");
+        drop(file);
+        let crashed = Mount::with(&m.disk.durable_image(), IN_FLIGHT, auto());
+        let bytes = dio::read(&crashed.open("/f"), 0, 64 << 10).expect("reading");
+        assert_eq!(bytes.len(), 64 << 10);
+        assert_eq!(bytes.iter().position(|b| *b == POISON), None, "{}: stale data", config.name);
+        crashed.finish();
+        m.finish();
+    }
+}
+
+#[test]
+fn and_shows_what_was_there_if_it_counts_as_written() {
+    needs("G30", "switches::a_write_that_failed_shows_nothing", "stale data");
 }

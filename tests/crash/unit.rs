@@ -2,12 +2,13 @@
 //! One run: a file system, a disk, what is done, and the record of it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ext4_dio_tests::crash_disk::{CrashDisk, Trace};
 use ext4_dio_tests::crash_world::{Step, World};
 use ext4_dio_tests::differential::POISON;
-use ext4_dio_tests::dio::MODES;
+use ext4_dio_tests::dio::{LetGo, MODES};
 use ext4_dio_tests::images::{Image, Mkfs};
 use ext4_dio_tests::ours::Ours;
 use kernel_shim::alloc::{Arc as KArc, GFP_KERNEL};
@@ -54,6 +55,8 @@ pub(crate) fn configs() -> Vec<Config> {
         plain("no checksums", &Mkfs { features: "^metadata_csum,^64bit", ..ext4.clone() }),
         Config { fua: true, ..plain("ext4, FUA", &ext4) },
         Config { options: "data=writeback", ..plain("ext3, writeback", &ext3) },
+        Config { options: "data=ordered,discard", ..plain("ext4, discard", &ext4) },
+        Config { options: "data=journal", ..plain("ext4, data=journal", &ext4) },
         plain("4 KiB", &Mkfs { block_size: 4096, size_kib: 8704, args: &["-J", "size=4"], ..ext4.clone() }),
         plain("small inodes", &Mkfs { features: "^metadata_csum,uninit_bg", inode_size: 128, ..ext4.clone() }),
         plain("no journal", &Mkfs { features: "^has_journal", args: &[], ..ext4 }),
@@ -88,6 +91,10 @@ pub(crate) struct Unit {
     /// Requests end in any order, some time after they were queued, in threads of the disk; else at once, and then one run is like the
     /// other.
     pub(crate) any_order: bool,
+    /// Somebody else commits all the time, so that commits come in the middle of operations.
+    pub(crate) commits: bool,
+    /// So many transactions are in the log before the run: it may go round in the middle.
+    pub(crate) log: u64,
     /// The name of the script, or "random".
     pub(crate) what: &'static str,
     /// What is done, after the setup.
@@ -105,7 +112,9 @@ impl Unit {
         Self {
             seed,
             options: format!("{},noatime,{}", MODES[(seed % 5).min(2) as usize], config.options),
-            any_order: seed % 3 == 1,
+            any_order: seed % 3 != 0,
+            commits: seed % 3 == 2,
+            log: seed * 97 % 400,
             what: script.map_or("random", |script| script.name),
             steps: script.map_or_else(|| random(seed, block, 24), |script| (script.steps)(u64::from(block))),
             config,
@@ -115,7 +124,8 @@ impl Unit {
     /// For messages.
     pub(crate) fn name(&self) -> String {
         let order = if self.any_order { ", requests in any order" } else { "" };
-        format!("{} ({}{order}), {}", self.config.name, self.options, self.what)
+        let commits = if self.commits { ", commits at any time" } else { "" };
+        format!("{} ({}{order}{commits}), {}", self.config.name, self.options, self.what)
     }
 }
 
@@ -191,14 +201,29 @@ pub(crate) fn run(unit: Unit, lies: bool) -> Result<Arc<Run>, String> {
     let block = unit.config.mkfs.block_size;
     let mut ours = Ours::over(disk.bdev(), &unit.options).map_err(|e| format!("mounting: errno {e}"))?;
     let mut world = World::new(&mut ours, block, unit.config.journal())?;
-    for step in setup(block, unit.config.extents()) {
+    let log = if unit.config.journal() { unit.log } else { 0 };
+    for step in setup(block, unit.config.extents(), log) {
         world.run(&mut ours, &step, &|| 0).map_err(|e| format!("{step}: errno {e}"))?;
     }
     let base = disk.start();
     let recorded = || disk.recorded();
-    for step in &unit.steps {
-        let _ = world.run(&mut ours, step, &recorded);
-    }
+    let journal = ours.sb().ok().and_then(|sb| sb.s_fs_info().s_journal().cloned());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        if let (true, Some(journal)) = (unit.commits, &journal) {
+            let over = &over;
+            s.spawn(move || {
+                while !over.load(Ordering::Relaxed) && journal.force_commit().is_ok() {
+                    std::thread::yield_now();
+                }
+            });
+        }
+        let _over = LetGo(|| over.store(true, Ordering::Relaxed));
+        for step in &unit.steps {
+            let _ = world.run(&mut ours, step, &recorded);
+        }
+    });
+    drop(journal);
     world.unmount(&mut ours, &recorded).map_err(|e| format!("unmounting: errno {e}"))?;
     Ok(Arc::new(Run { unit, base, trace: Trace::new(disk.take(), lies), world }))
 }

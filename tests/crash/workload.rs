@@ -34,8 +34,9 @@ pub(crate) fn write(slot: u8, pos: u64, len: u64, tag: u32) -> Step {
 }
 
 /// What there is before the recording begins, all of it synced: two directories, and four files, every second of them open for direct
-/// I/O: one with data, one with data and a hole, one with blocks that were never written, one empty.
-pub(crate) fn setup(block: u32, extents: bool) -> Vec<Step> {
+/// I/O: one with data, one with data and a hole, one with blocks that were never written, one empty. And `log` transactions, so that
+/// the log does not begin at its beginning.
+pub(crate) fn setup(block: u32, extents: bool, log: u64) -> Vec<Step> {
     let b = u64::from(block);
     let dir = |path: &str| Step::Op(Op::Mkdir { path: path.to_string(), mode: 0o755 });
     let mut steps = vec![dir("d0"), dir("d1")];
@@ -48,6 +49,11 @@ pub(crate) fn setup(block: u32, extents: bool) -> Vec<Step> {
     steps.push(write(1, 6 * b, 2 * b + 100, 1_000_003));
     if extents {
         steps.push(Step::Op(Op::Fallocate { slot: 2, how: Falloc::Alloc, pos: 0, len: 16 * b }));
+    }
+    for n in 0..log {
+        let (path, name) = ("f3".to_string(), "user.log".to_string());
+        steps.push(Step::Op(Op::SetXattr { path, name, len: 8, tag: n as u32, how: XattrHow::Any }));
+        steps.push(Step::Op(Op::Fsync { slot: 3 }));
     }
     steps.push(Step::Op(Op::Sync {}));
     steps

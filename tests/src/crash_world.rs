@@ -621,8 +621,8 @@ impl World {
             let last = node.acks.iter().rfind(|ack| ack.range.is_none() && self.ops[ack.op].end <= at);
             let Some(ack) = last.filter(|ack| ack.op > 0) else { continue };
             let begun = node.states.iter().rposition(|(op, _)| self.begun(*op, at)).unwrap_or(0);
-            let changed = self.begun(node.changed, at);
-            if begun != ack.state || changed && (node.changed > ack.op || node.nlink == 0) {
+            let named = self.names[ack.op].values().any(|(_, named)| *named == nid);
+            if begun != ack.state || !named || node.changed > ack.op && self.begun(node.changed, at) {
                 continue;
             }
             let path = found.iter().find(|(_, (entry, _))| entry.ino == node.ino && entry.kind == Kind::File);
