@@ -112,7 +112,7 @@ impl Unit {
         Self {
             seed,
             options: format!("{},noatime,{}", MODES[(seed % 5).min(2) as usize], config.options),
-            any_order: seed % 3 != 0,
+            any_order: !seed.is_multiple_of(3),
             commits: seed % 3 == 2,
             log: seed * 97 % 400,
             what: script.map_or("random", |script| script.name),
