@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Whatever is done to an image, there is no panic and an end.
 
-use std::sync::mpsc;
-use std::time::Duration;
-
 use ext4_dio_tests::images::{Image, Mkfs, Source, peek, poke};
 
 use crate::victim::Victim;
+use crate::with_an_end;
 
 /// A small file system with one of each structure.
 pub(crate) fn tiny(features: &'static str, fs_type: &'static str) -> Vec<u8> {
@@ -44,19 +42,6 @@ fn change_every_byte(victim: &Victim, ranges: &[(u64, usize)], fix: &dyn Fn(&Vic
     }
     assert!(victim.mount().and_then(|reader| reader.walk(500)).is_ok(), "all is as it was");
     (errors, mounts)
-}
-
-/// Runs a test that must end.
-fn with_an_end(test: impl FnOnce() + Send + 'static) {
-    let (done, ended) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        test();
-        let _ = done.send(());
-    });
-    match ended.recv_timeout(Duration::from_secs(300)) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it does not end"),
-        _ => thread.join().expect("no panic"),
-    }
 }
 
 #[test]

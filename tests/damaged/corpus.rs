@@ -10,12 +10,12 @@ use ext4_dio_tests::images::Image;
 
 use crate::tell;
 
-fn load(path: &Path) -> Case {
+pub(crate) fn load(path: &Path) -> Case {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     Case::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn files() -> Vec<PathBuf> {
+pub(crate) fn files() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     let mut files: Vec<_> = fs::read_dir(dir).expect("the corpus").map(|entry| entry.expect("a file").path()).collect();
     files.sort();
@@ -36,6 +36,10 @@ fn sound_bases_are_mounted_and_stay_sound() {
 
 #[test]
 fn the_corpus_is_found_out() {
+    crate::with_an_end(corpus);
+}
+
+fn corpus() {
     let start = Instant::now();
     let (mut requests, mut steps, mut memory) = (0, 0, 0);
     let mut wrong = Vec::new();

@@ -38,3 +38,19 @@ fn tell(line: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "{line}");
 }
+
+/// Runs a test that must end. If it does not, it tells of the images that are being looked at.
+fn with_an_end(test: impl FnOnce() + Send + 'static) {
+    use std::sync::mpsc;
+    let (done, ended) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        test();
+        let _ = done.send(());
+    });
+    match ended.recv_timeout(std::time::Duration::from_secs(600)) {
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            panic!("it does not end\n{}", ext4_dio_tests::damage::drive::under_way().join("\n"))
+        }
+        _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+    }
+}

@@ -5,48 +5,85 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use ext4_dio_tests::damage::layout::{Kind, Place};
-use ext4_dio_tests::damage::{Case, Edit, Rng, Target, base, drive, mutate, patch};
+use ext4_dio_tests::damage::{Case, Edit, Outcome, Rng, Target, base, drive, mutate, patch};
 
-use crate::{env, tell};
+use crate::{corpus, env, tell, with_an_end};
+
+/// What came of many cases.
+#[derive(Default)]
+struct Sum {
+    cases: u64,
+    mounted: u64,
+    found: BTreeMap<String, u32>,
+    requests: u64,
+    steps: u64,
+    memory: u64,
+}
+
+impl Sum {
+    fn add(&mut self, outcome: Outcome) {
+        self.cases += 1;
+        self.mounted += u64::from(outcome.mounted);
+        self.requests = self.requests.max(outcome.requests);
+        self.steps = self.steps.max(outcome.steps);
+        self.memory = self.memory.max(outcome.memory);
+        for word in outcome.found {
+            *self.found.entry(word).or_default() += 1;
+        }
+    }
+
+    fn tell(&self, what: &str, seed: u64, start: Instant) {
+        let Self { cases, mounted, found, requests, steps, memory } = self;
+        let (kinds, kib, seconds) = (found.len(), memory >> 10, start.elapsed().as_secs_f64());
+        tell(&format!(
+            "{what}: {cases} images from seed {seed} on, {mounted} of them mounted for writing, {kinds} kinds of findings; \
+             at most {requests} requests, {steps} look-ups and {kib} KiB; {seconds:.1} s"
+        ));
+        // Else they were not damaged, or never mounted.
+        assert!(*cases < 500 || kinds > 30 && *mounted > cases / 4, "{mounted} mounted, found {found:?}");
+    }
+}
 
 #[test]
 fn random_damage_ends_without_a_panic() {
-    let (start, seed, cases) = (Instant::now(), env("EXT4_DIO_SEED", 1), env("EXT4_DIO_CASES", 1500));
-    let mut mounted = 0;
-    let mut found: BTreeMap<String, u32> = BTreeMap::new();
-    let (mut requests, mut steps, mut memory) = (0, 0, 0);
-    for n in seed..seed + cases {
-        let mut rng = Rng(n);
-        let case = mutate::random(&mut rng);
-        let _seed = SeedOf(n);
-        let outcome = drive(&case, Target::All);
-        mounted += u32::from(outcome.mounted);
-        requests = requests.max(outcome.requests);
-        steps = steps.max(outcome.steps);
-        memory = memory.max(outcome.memory);
-        for word in outcome.found {
-            *found.entry(word).or_default() += 1;
+    with_an_end(|| {
+        let (start, seed, cases) = (Instant::now(), env("EXT4_DIO_SEED", 1), env("EXT4_DIO_CASES", 1500));
+        let mut sum = Sum::default();
+        for n in seed..seed + cases {
+            let _seed = SeedOf("random_damage", n);
+            sum.add(drive(&mutate::random(&mut Rng(n)), Target::All));
         }
-    }
-    tell(&format!(
-        "random damage: {cases} images from seed {seed} on, {mounted} of them mounted for writing, {} kinds of findings; at most {requests} requests, {steps} look-ups and {} KiB; {:.1} s",
-        found.len(),
-        memory >> 10,
-        start.elapsed().as_secs_f64()
-    ));
-    // Else they were not damaged, or never mounted.
-    assert!(cases < 500 || found.len() > 30 && u64::from(mounted) > cases / 4, "{mounted} mounted, found {found:?}");
+        sum.tell("random damage", seed, start);
+    });
+}
+
+#[test]
+fn more_damage_to_the_corpus_ends_without_a_panic() {
+    with_an_end(|| {
+        let (start, seed, cases) = (Instant::now(), env("EXT4_DIO_SEED", 1), env("EXT4_DIO_CASES", 700));
+        let corpus: Vec<Case> = corpus::files().iter().map(|path| corpus::load(path)).collect();
+        let mut sum = Sum::default();
+        for n in seed..seed + cases {
+            let _seed = SeedOf("more_damage", n);
+            let mut rng = Rng(n);
+            let mut case = rng.pick(&corpus).clone();
+            case.expect.clear();
+            (0..1 + rng.below(4)).for_each(|_| mutate::mutate(&mut case, &mut rng));
+            sum.add(drive(&case, Target::All));
+        }
+        sum.tell("more damage to the corpus", seed, start);
+    });
 }
 
 /// Tells the seed when the test fails.
-struct SeedOf(u64);
+struct SeedOf(&'static str, u64);
 
 impl Drop for SeedOf {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let Self(test, seed) = self;
             eprintln!(
-                "again: EXT4_DIO_SEED={} EXT4_DIO_CASES=1 cargo test -p ext4-dio-tests --test damaged random_damage",
-                self.0
+                "again: EXT4_DIO_SEED={seed} EXT4_DIO_CASES=1 cargo test -p ext4-dio-tests --test damaged {test}"
             );
         }
     }

@@ -3,9 +3,10 @@
 //! looked up, and memory. None of these is a clock.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 
 use ext4_dio::corrupt::{Ext4Error, Ext4Result};
 use ext4_dio::{SuperBlock, ext4_mount, ext4_umount};
@@ -40,9 +41,9 @@ pub enum Target {
 }
 
 /// Requests to the disk that one image may cost. A sound one takes some hundreds.
-const MOST_REQUESTS: u64 = 60_000;
+const MOST_REQUESTS: u64 = 20_000;
 /// Blocks and maps looked up that one image may cost. A sound one takes some thousands.
-const MOST_STEPS: u64 = 600_000;
+const MOST_STEPS: u64 = 300_000;
 /// Memory that one image may cost: so many times its size, and so much more.
 const MEMORY: (u64, u64) = (3, 4 << 20);
 
@@ -111,16 +112,36 @@ impl Outcome {
     }
 }
 
+/// The cases that are run now, by thread.
+static UNDER_WAY: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+
+/// What [`drive`] is at: for whom waits for it in vain.
+pub fn under_way() -> Vec<String> {
+    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).values().map(|case| again(case)).collect()
+}
+
+fn again(case: &str) -> String {
+    let how = "EXT4_DIO_CASE=FILE cargo test -p ext4-dio-tests --test damaged one_case";
+    format!("---- the image: save this as FILE, and run {how}\n{case}----")
+}
+
 /// Says which case it was when a test fails within.
 struct Telling<'a>(&'a Case);
 
+impl<'a> Telling<'a> {
+    fn new(case: &'a Case) -> Self {
+        let thread = format!("{:?}", std::thread::current().id());
+        UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).insert(thread, case.to_string());
+        Self(case)
+    }
+}
+
 impl Drop for Telling<'_> {
     fn drop(&mut self) {
+        let thread = format!("{:?}", std::thread::current().id());
+        UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).remove(&thread);
         if std::thread::panicking() {
-            eprintln!(
-                "---- the image: save this as a file, and run EXT4_DIO_CASE=FILE cargo test -p ext4-dio-tests --test damaged one_case"
-            );
-            eprintln!("{}----", self.0);
+            eprintln!("{}", again(&self.0.to_string()));
         }
     }
 }
@@ -131,7 +152,7 @@ impl Drop for Telling<'_> {
 ///
 /// If a bound is passed, something is left behind at the end, or the code under test panics; it says how to do it again.
 pub fn drive(case: &Case, target: Target) -> Outcome {
-    let _telling = Telling(case);
+    let _telling = Telling::new(case);
     if std::env::var_os("EXT4_DIO_CASE").is_none() {
         // Each image has much to say.
         kernel_shim::printk::set_console_loglevel(0);
