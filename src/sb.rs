@@ -128,15 +128,20 @@ pub fn ext4_fill_super(bdev: Bdev, options: &str) -> Ext4Result<Ext4SbInfo> {
 
 fn fill_super(bdev: &Bdev, options: MountOptions) -> Ext4Result<Ext4SbInfo> {
     let mut sb = read_super(bdev, options)?;
-    let journal = sb.open_journal()?;
-    if let Some(journal) = &journal
-        && sb.recover_journal(journal)?
+    let mut journal = sb.open_journal()?;
+    if let Some(found) = &journal
+        && sb.recover_journal(found)?
     {
         // What was read before the replay is not what is on the disk now: all of it is read and checked again.
         drop(sb);
         sb = read_super(bdev, options)?;
         // The super block still says that there is a log to replay.
         sb.s_marked.store(true, Ordering::Release);
+        // The journal, too: the log may have had another block size in it, or another place of the journal.
+        journal = sb.open_journal()?;
+        if journal.as_ref().is_some_and(|journal| journal.needs_recovery()) {
+            return Err(Refused::NeedsRecovery.into());
+        }
     }
     sb.s_journal = journal;
     sb.protect_journal()?;
