@@ -245,7 +245,7 @@ impl Visitor<'_> {
         for flags in [OpenFlags::O_DIRECT, OpenFlags::empty()] {
             self.write(inode, flags, 0, pages.bytes());
             self.write(inode, flags, 4096, &pages.bytes()[..4096]);
-            self.write(inode, flags, size.min(1 << 40) & !4095, pages.bytes());
+            self.write(inode, flags, size & !4095, pages.bytes());
             self.write(inode, flags, 100, &pages.bytes()[..1]);
         }
         let punch = FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE;
