@@ -181,6 +181,7 @@
 //! | inode table not zeroed yet | zeroed by a thread | zeroed when its first inode is made | no thread |
 //! | names in memory | dcache | none: looked up on disk, under the directory's `i_mutex` | smaller |
 //! | `errors=panic` | panics | read-only from then on | no image panics |
+//! | half a commit block, and its first sector | damage: no mount | a commit block | it has all there is to it |
 //! | a log that is not empty, `RECOVER` not set | thrown away | replayed | it is what `e2fsck` asks to be done |
 //! | read-only-compatible features that are not there | no mount for writing | mounted read-only, and told | what can be read can be read |
 //! | unmounting a frozen file system | stays frozen without a mount | `EBUSY` | nobody could thaw it |

@@ -171,6 +171,9 @@ pub fn crc32_be(crc: u32, bytes: &[u8]) -> u32 {
     digest.finalize()
 }
 
+/// What a device writes wholly or not at all, at the least.
+const SECTOR: usize = 512;
+
 /// crc32c of `bytes` with the word at `hole` taken as zero.
 fn csum_without(seed: u32, bytes: &[u8], hole: usize) -> u32 {
     let crc = ext4_chksum(seed, bytes.get(..hole).unwrap_or_default());
@@ -331,10 +334,24 @@ impl Format {
     }
 
     /// Whether a commit block's checksum is right, or there is none.
+    ///
+    /// PORT: C takes one of which only the first sector was written, when the power failed, for damage, and does not mount. That sector has
+    /// all there is, the rest is zeros, and what it commits was on the device before it was sent.
     #[doc(alias = "jbd2_commit_block_csum_verify")]
     pub fn commit_csum_ok(&self, block: &[u8]) -> bool {
         let found = CommitView::at(block, 0).map(|commit| commit.h_chksum().0);
-        !self.has_csum() || found == Some(csum_without(self.csum_seed, block, H_CHKSUM))
+        !self.has_csum()
+            || found == Some(csum_without(self.csum_seed, block, H_CHKSUM))
+            || found == Some(self.csum_of_first_sector(block))
+    }
+
+    /// As if there were zeros behind the first sector.
+    #[cold]
+    fn csum_of_first_sector(&self, block: &[u8]) -> u32 {
+        let (first, rest) = block.split_at(block.len().min(SECTOR));
+        rest.chunks(SECTOR).fold(csum_without(self.csum_seed, first, H_CHKSUM), |crc, sector| {
+            ext4_chksum(crc, [0; SECTOR].get(..sector.len()).unwrap_or_default())
+        })
     }
 }
 

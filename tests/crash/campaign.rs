@@ -174,7 +174,8 @@ impl Place<'_> {
                 }
                 counts.images.fetch_add(1, Ordering::Relaxed);
                 let what = format!("EXT4_DIO_SEED={} EXT4_DIO_POINT={point} EXT4_DIO_CHOICE={choice}", run.unit.seed);
-                if !self.image(run, point, &moment.image(&sectors), &what, sum) {
+                let torn = matches!(choice, Choice::Torn(_));
+                if !self.image(run, point, &moment.image(&sectors), &what, (sum, torn)) {
                     return;
                 }
             }
@@ -182,10 +183,10 @@ impl Place<'_> {
     }
 
     /// Checks one image, and sometimes crashes in its recovery; whether to go on.
-    fn image(&self, run: &Run, point: usize, bytes: &[u8], what: &str, sum: u64) -> bool {
+    fn image(&self, run: &Run, point: usize, bytes: &[u8], what: &str, (sum, torn): (u64, bool)) -> bool {
         let every = |n: u64| (sum >> 20).is_multiple_of(n);
         let all = self.campaign.only.is_some();
-        let extra = Extra { fsck: true, theirs: all || every(16), linux: all || every(400), used: every(8) };
+        let extra = Extra { fsck: true, theirs: all || every(16), linux: all || every(400), used: every(8), torn };
         let Some(recovery) = self.one(run, point, bytes, what, extra) else { return false };
         let again = self.campaign.only.as_ref().and_then(|only| only.again);
         if recovery.written.is_empty() || !(again.is_some() || every(160)) {
@@ -208,7 +209,8 @@ impl Place<'_> {
                 }
                 self.outcome.counts.second.fetch_add(1, Ordering::Relaxed);
                 let what = format!("{what} EXT4_DIO_AGAIN={second},{choice}");
-                let extra = Extra { fsck: (sum >> 20).is_multiple_of(4), ..Extra::default() };
+                let torn = torn || matches!(choice, Choice::Torn(_));
+                let extra = Extra { fsck: (sum >> 20).is_multiple_of(4), torn, ..Extra::default() };
                 if !extra.fsck {
                     self.outcome.counts.without.fetch_add(1, Ordering::Relaxed);
                 }

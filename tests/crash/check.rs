@@ -31,6 +31,8 @@ pub(crate) struct Counts {
     pub(crate) second: AtomicUsize,
     /// Of these, those that e2fsck has not recovered.
     pub(crate) without: AtomicUsize,
+    /// Images with half a commit block, which only we take as they are.
+    pub(crate) torn: AtomicUsize,
     /// Runs of `e2fsck`.
     pub(crate) fsck: AtomicUsize,
     /// Mounts by Linux.
@@ -78,6 +80,8 @@ pub(crate) struct Extra {
     pub(crate) fsck: bool,
     /// A mount by Linux.
     pub(crate) linux: bool,
+    /// There may be half a commit block on it.
+    pub(crate) torn: bool,
     /// The recovered file system is written to before it is unmounted.
     pub(crate) used: bool,
 }
@@ -134,10 +138,11 @@ pub(crate) fn check(
     counts: &Counts,
 ) -> Result<Recording, String> {
     let journal = run.unit.config.journal();
+    let mut whole = true;
     if extra.fsck || extra.theirs || !journal {
-        by_e2fsck(run, at, &bytes, extra.theirs, scratch, counts)?;
+        whole = by_e2fsck(run, at, &bytes, extra, scratch, counts)?;
     }
-    if journal && extra.linux && linux::available() {
+    if journal && whole && extra.linux && linux::available() {
         by_linux(run, at, &bytes, scratch, counts)?;
     }
     // Without a journal there is nothing to go by but what e2fsck makes of it.
@@ -145,23 +150,36 @@ pub(crate) fn check(
     by_us(run, at, bytes, extra.used, scratch, counts)
 }
 
-fn by_e2fsck(run: &Run, at: usize, bytes: &[u8], look: bool, scratch: &Scratch, counts: &Counts) -> Result<(), String> {
+/// `false` if there is half a commit block.
+fn by_e2fsck(
+    run: &Run,
+    at: usize,
+    bytes: &[u8],
+    extra: Extra,
+    scratch: &Scratch,
+    counts: &Counts,
+) -> Result<bool, String> {
     scratch.put(bytes);
     let (code, text) = e2fsck(&scratch.path, "-fy", counts)?;
     if !matches!(code, 0 | 1) {
         return Err(format!("e2fsck -fy: {code}\n{text}"));
+    }
+    if extra.torn && text.contains("was corrupt, replay was aborted") {
+        // Of a commit block only the first sector is there: Linux and e2fsck take that for damage.
+        count(&counts.torn);
+        return clean(&scratch.path, "e2fsck -fy", counts).map(|()| false);
     }
     // What the journal has is whole: there is nothing that would have to be repaired.
     if run.unit.config.journal() && !repairs(&text).is_empty() {
         return Err(format!("e2fsck -fy had to repair: {text}"));
     }
     clean(&scratch.path, "e2fsck -fy", counts)?;
-    if look {
+    if extra.theirs {
         let mut ours = mount(scratch.bytes(), run)?.0;
         run.world.check(&mut ours, at).map_err(|e| format!("after e2fsck: {e}"))?;
         ours.leave().map_err(|e| format!("unmounting after e2fsck: errno {e}"))?;
     }
-    Ok(())
+    Ok(true)
 }
 
 fn by_linux(run: &Run, at: usize, bytes: &[u8], scratch: &Scratch, counts: &Counts) -> Result<(), String> {

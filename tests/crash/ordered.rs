@@ -9,6 +9,8 @@ use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
 use ext4_dio::path::{Cred, path_open};
 use ext4_dio::setattr::ext4_setattr_size;
 use ext4_dio::{File, ext4_sync_fs};
+use ext4_dio_tests::crash_disk::{Choice, Moment, SECTOR};
+use ext4_dio_tests::differential::POISON;
 use ext4_dio_tests::dio::{IN_FLIGHT, LetGo, Mount, auto, read, write};
 use ext4_dio_tests::images::Mkfs;
 use kernel_shim::alloc::Arc as KArc;
@@ -16,7 +18,8 @@ use kernel_shim::block::ramdisk::OpMask;
 use kernel_shim::fs::OpenFlags;
 use kernel_shim::testing::on_trace;
 
-use crate::unit::image;
+use crate::check::{Counts, Extra, Scratch, check};
+use crate::unit::{Unit, image, run};
 
 const BLOCK: usize = 1024;
 const BLOCKS: usize = 8;
@@ -81,6 +84,30 @@ fn a_file_is_cut_while_the_transaction_that_made_it_long_is_committed() {
     assert_own(&m.disk.durable_image(), 0x22);
     drop((a, b));
     m.finish();
+}
+
+/// The first sector of a commit block is there, behind it what was in the log before: the transaction counts.
+#[test]
+fn half_a_commit_block() {
+    let (scratch, counts) = (Scratch::new(), Counts::default());
+    for unit in (0..24).step_by(3).map(Unit::new).filter(|unit| unit.config.journal()) {
+        let name = unit.name();
+        let run = run(unit, false).expect("a run");
+        let mut moment = Moment::new(&run.trace, run.base.clone());
+        let mut torn = 0;
+        for (point, sector, block) in run.trace.commit_blocks().take(3) {
+            moment.advance(point);
+            let mut image = moment.image(&moment.choose(Choice::None).1);
+            let at = sector as usize * SECTOR;
+            image[at..at + block.len()].fill(POISON);
+            image[at..at + SECTOR].copy_from_slice(&block[..SECTOR]);
+            if let Err(e) = check(&run, point, image, Extra::default(), &scratch, &counts) {
+                panic!("{name}, moment {point}: {e}");
+            }
+            torn += 1;
+        }
+        assert!(torn > 0, "{name}: no commit");
+    }
 }
 
 #[test]

@@ -202,6 +202,13 @@ impl Trace {
         Self { writes, events: events.len(), points }
     }
 
+    /// Commit blocks of a journal: when each had been queued, where it goes, and the block.
+    pub fn commit_blocks(&self) -> impl Iterator<Item = (usize, u64, &[u8])> {
+        // The magic number, and the kind of block.
+        const COMMIT: [u8; 8] = [0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 2];
+        self.writes.iter().filter(|w| w.data.starts_with(&COMMIT)).map(|w| (w.queued + 1, w.sector, w.data.as_slice()))
+    }
+
     /// How many writes.
     pub fn len(&self) -> usize {
         self.writes.len()
