@@ -7,7 +7,7 @@ use ext4_dio::path::{Cred, path_open};
 use ext4_dio::setattr::ext4_setattr_size;
 use ext4_dio::{File, ext4_sync_fs};
 use ext4_dio_tests::dio::{self, *};
-use ext4_dio_tests::images::{Image, Mkfs, e2fsprogs, stamped};
+use ext4_dio_tests::images::{Image, Mkfs, stamped};
 use kernel_shim::alloc::Arc as KArc;
 use kernel_shim::block::ramdisk::OpMask;
 use kernel_shim::error::code::*;
@@ -398,50 +398,6 @@ fn files_larger_than_the_cache() {
     }
     drop(file);
     m.finish();
-}
-
-/// After a crash at any moment no file shows what was on the disk before: it shows its data, or zeros, or ends before.
-#[test]
-fn a_crash_shows_nothing_stale() {
-    const POISON: u8 = 0xd5;
-    // Without extents it is the ordered commit that keeps old data away, with them the unwritten ones.
-    let ext3 = Mkfs { fs_type: "ext3", ..Mkfs::default() };
-    for spec in [Mkfs::default(), Mkfs { block_size: 1024, ..Mkfs::default() }, ext3] {
-        let fresh = poisoned(&spec, POISON);
-        for seed in 0..5 {
-            let m = Mount::with(&fresh, IN_FLIGHT, auto());
-            let mut rng = Rng::new(seed + 100);
-            let files: Vec<_> = (0..3).map(|n| create(&m, &format!("/f{n}"))).collect();
-            for _ in 0..20 + rng.below(40) {
-                let file = &files[rng.below(3) as usize];
-                let (pos, len) = (rng.below(200_000), 1 + rng.below(30_000));
-                write(file, pos as i64, &vec![1 + rng.below(100) as u8; len as usize]).expect("writing");
-                match rng.below(8) {
-                    0 => fsync(file).expect("fsync"),
-                    1 => ext4_dio::aops::ext4_writepages(file.f_inode(), 0, i64::MAX, false).expect("writing back"),
-                    2 => ext4_setattr_size(file.f_inode(), rng.below(200_000) as i64).expect("truncate"),
-                    _ => {}
-                }
-            }
-            let crashed = m.disk.crash(seed);
-            let image = Image::from_bytes(&crashed);
-            let output = e2fsprogs("e2fsck").args(["-fy"]).arg(image.path()).output().expect("e2fsck");
-            assert!(output.status.code().is_some_and(|code| code < 4), "seed {seed}: {output:?}");
-            let again = Mount::with(&image.bytes(), IN_FLIGHT, auto());
-            for n in 0..3 {
-                let Ok(file) =
-                    path_open(&again.sb, format!("/f{n}").as_bytes(), OpenFlags::O_RDWR, 0, &Cred::default())
-                else {
-                    continue;
-                };
-                let bytes = read(&file, 0, 300_000).expect("reading");
-                let stale = bytes.iter().position(|b| *b == POISON);
-                assert_eq!(stale, None, "{spec:?} seed {seed}: /f{n} shows what was on the disk before");
-            }
-            again.finish();
-            drop(files);
-        }
-    }
 }
 
 /// A file system all of whose free blocks are full of `poison`.

@@ -130,33 +130,6 @@ fn a_crash_at_any_moment_leaves_a_state_that_was() {
 }
 
 #[test]
-fn recovery_can_be_interrupted() {
-    for kind in KINDS {
-        let place = Place::new(kind);
-        let (crashed, _, _) = run_and_crash(&place, &place.bytes, 5, &mut 1);
-        let mut whole = crashed.clone();
-        place.recover(&mut whole).expect("recovery");
-        for n in 1.. {
-            let disk = RamDisk::from_image(crashed.clone(), RamDiskOptions::default()).expect("disk");
-            let faults = KArc::new(FaultDisk::new(disk.clone()), GFP_KERNEL).expect("memory");
-            let bdev = Bdev::new(faults.clone()).expect("limits");
-            let journal = place.load(&bdev).expect("load");
-            faults.die_at(n, OpMask::all() - OpMask::NOT_META);
-            let recovered = journal.recover();
-            let mut again = disk.crash(n);
-            if recovered.is_ok() {
-                assert!(n > 3);
-                break;
-            }
-            place.recover(&mut again).expect("recovery");
-            for &block in &place.free {
-                assert!(place.block(&again, block) == place.block(&whole, block), "step {n}, block {block}");
-            }
-        }
-    }
-}
-
-#[test]
 fn a_log_that_linux_left_is_replayed() {
     for kind in KINDS {
         let source = Source::new();
