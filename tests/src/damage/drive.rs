@@ -106,6 +106,7 @@ impl Outcome {
             "clean" => self.is_clean(),
             "mounted" => self.mounted,
             "refused" => !self.mounted,
+            word if word.starts_with('!') => !self.found.contains(&word[1..]),
             _ => self.found.contains(word),
         };
         case.expect.iter().map(String::as_str).filter(|word| !there(word)).collect()

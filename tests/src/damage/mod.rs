@@ -115,7 +115,7 @@ pub struct Case {
     pub base: String,
     /// Mount options.
     pub options: String,
-    /// Words that have to be among what is found; `clean` if nothing may be.
+    /// Words that have to be among what is found, or must not be, with a `!` before them; `mounted`, `refused`; `clean` if nothing may be.
     pub expect: Vec<String>,
     /// In order.
     pub edits: Vec<Edit>,
