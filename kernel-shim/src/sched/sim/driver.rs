@@ -136,10 +136,15 @@ impl Driver {
     }
 }
 
+std::thread_local! {
+    /// The thread's task outside of simulations, if it has one: between two runs, too, it has no other.
+    static OUTSIDE: core::cell::Cell<*const crate::sched::Task> = const { core::cell::Cell::new(core::ptr::null()) };
+}
+
 /// Ends the run that is over; what was recorded.
 fn finish_run() -> Recorded {
     INSIDE.set(false);
-    CURRENT.set(core::ptr::null());
+    CURRENT.set(OUTSIDE.get());
     let Some(mut state) = STATE.take() else { return Recorded::default() };
     POOL.with_borrow_mut(|pool| pool.extend(state.tasks.iter().rev().map(|s| s.task)));
     let (steps, trace) = state.record.take();
@@ -150,7 +155,7 @@ fn finish_run() -> Recorded {
 fn main(config: &Config, policy: Rc<RefCell<dyn Policy>>, world: &dyn Fn()) {
     STATE.set(Some(State::new(config, policy)));
     let (_, task) = with(|state| state.add("world"));
-    CURRENT.set(task);
+    OUTSIDE.set(CURRENT.replace(task));
     INSIDE.set(true);
     with(|state| state.tasks[0].thread = Some(shuttle::thread::current()));
     start("clock", clock);
