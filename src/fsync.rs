@@ -65,7 +65,8 @@ fn ext4_fsync_nojournal(inode: &Inode, datasync: bool) -> Result {
     // Somebody may have taken the dirty bits and not be done, or have written the table block in memory only. The bits were
     // read first: if they were taken before, the lock is seen held, or what was done under it.
     let write = ext4_inode_needs_write(inode, datasync);
-    if write || info.i_unsynced.load(Ordering::Acquire) || info.i_sync.is_locked() {
+    let meta = info.state(Ext4State::UNSYNCED_META);
+    if write || meta || info.i_unsynced.load(Ordering::Acquire) || info.i_sync.is_locked() {
         let _sync = info.i_sync.lock();
         // Released, so that whoever sees it cleared sees the lock held as well.
         info.i_unsynced.store(false, Ordering::Release);
@@ -73,13 +74,14 @@ fn ext4_fsync_nojournal(inode: &Inode, datasync: bool) -> Result {
             info.i_unsynced.store(true, Ordering::Release);
             return Err(error);
         }
-    }
-    // Nodes of the map, bitmaps, directories: nobody keeps a list of what belongs to this file.
-    if info.state_take(Ext4State::UNSYNCED_META)
-        && let Err(error) = sbi.buffers.sync_all()
-    {
-        info.state_set(Ext4State::UNSYNCED_META);
-        return Err(error);
+        // Nodes of the map, bitmaps, directories: nobody keeps a list of what belongs to this file. Under the lock, so that a second
+        // fsync does not return before they are written.
+        if info.state_take(Ext4State::UNSYNCED_META)
+            && let Err(error) = sbi.buffers.sync_all()
+        {
+            info.state_set(Ext4State::UNSYNCED_META);
+            return Err(error);
+        }
     }
     blkdev_issue_flush(inode.i_sb().s_bdev())
 }
@@ -92,6 +94,12 @@ pub fn ext4_inode_datasync_dirty(inode: &Inode) -> bool {
             let tid = info.i_datasync_tid.load(Ordering::Acquire);
             inode.i_state().contains(InodeState::DIRTY_DATASYNC) || tid != 0 && !journal.is_committed(tid)
         }
-        None => inode.i_state().contains(InodeState::DIRTY_DATASYNC) || info.i_unsynced.load(Ordering::Acquire),
+        // Read in this order, as in `ext4_fsync_nojournal`.
+        None => {
+            inode.i_state().contains(InodeState::DIRTY_DATASYNC)
+                || info.state(Ext4State::UNSYNCED_META)
+                || info.i_unsynced.load(Ordering::Acquire)
+                || info.i_sync.is_locked()
+        }
     }
 }

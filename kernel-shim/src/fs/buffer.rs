@@ -56,6 +56,9 @@ bitflags! {
     }
 }
 
+/// How many writes of a block are under way is counted in its state, above the flags.
+const WRITEBACK: u32 = 1 << 16;
+
 /// The unit that buffers are made of, aligned for direct I/O of the host.
 #[derive(Clone, Copy)]
 #[repr(C, align(512))]
@@ -103,6 +106,10 @@ impl Buffer {
     fn set(&self, flag: BhState) {
         sched_access(core::ptr::from_ref(&self.state).cast(), true);
         self.state.fetch_or(flag.bits(), Ordering::AcqRel);
+    }
+
+    fn is_writeback(&self) -> bool {
+        self.state.load(Ordering::Acquire) >= WRITEBACK
     }
 
     /// Whether it was set.
@@ -516,7 +523,7 @@ impl BufferCache {
                 // Memory is to be had outside of a spinlock, so there must be room for any.
                 let room = bucket.len();
                 if dirty.capacity() - dirty.len() >= room {
-                    for (_, bh) in bucket.iter().filter(|entry| entry.1.is_dirty()) {
+                    for (_, bh) in bucket.iter().filter(|entry| entry.1.is_dirty() || entry.1.0.is_writeback()) {
                         dirty.push(bh.clone(), GFP_ATOMIC)?;
                     }
                     break;
@@ -616,8 +623,9 @@ impl BufferCache {
     }
 }
 
-/// Writes back those of `list` that are dirty, many at once, and waits for all. `flags` (SYNC, META, PREFLUSH, FUA)
-/// apply to each. Blocks of transactions that are not committed are left out. Tries all; the error is the first. What may not have been written is dirty still. Sleeps.
+/// Writes back those of `list` that are dirty, many at once, and waits for all, those that somebody else is writing included: a flush
+/// that comes next covers them. `flags` (SYNC, META, PREFLUSH, FUA) apply to each. Blocks of transactions that are not committed are
+/// left out. Tries all; the error is the first. What may not have been written is dirty still. Sleeps.
 #[doc(alias = "write_dirty_buffer")]
 pub fn write_dirty_buffers(bdev: &Bdev, list: &[BufferHead], flags: ReqOpf) -> Result {
     let mut result = Ok(());
@@ -626,6 +634,12 @@ pub fn write_dirty_buffers(bdev: &Bdev, list: &[BufferHead], flags: ReqOpf) -> R
         let (done, outcome) = write_some(bdev, rest, flags);
         result = result.and(outcome);
         rest = &rest[done..];
+    }
+    for bh in list.iter().filter(|bh| bh.0.is_writeback()) {
+        bh.wait_on_buffer();
+        if bh.write_io_error() {
+            result = result.and(Err(code::EIO));
+        }
     }
     result
 }
@@ -645,10 +659,18 @@ fn write_some(bdev: &Bdev, list: &[BufferHead], flags: ReqOpf) -> (usize, Result
             let Some(guard) = guard else { break };
             done += 1;
             // Dirt from now on comes after this guard, and is for the next round.
-            if bh.is_jbd() || !bh.clear_dirty() {
+            if bh.is_jbd() || !bh.is_dirty() {
+                continue;
+            }
+            // Counted first: whoever finds it clean finds it counted, until it is on the device.
+            bh.0.state.fetch_add(WRITEBACK, Ordering::AcqRel);
+            if !bh.clear_dirty() {
+                bh.0.state.fetch_sub(WRITEBACK, Ordering::AcqRel);
                 continue;
             }
             if written.push(bh).is_err() {
+                bh.0.set(BhState::DIRTY);
+                bh.0.state.fetch_sub(WRITEBACK, Ordering::AcqRel);
                 break;
             }
             let mut bio = bio_alloc(bdev, ReqOpf::REQ_OP_WRITE | flags, GFP_NOFS)?;
@@ -671,6 +693,8 @@ fn write_some(bdev: &Bdev, list: &[BufferHead], flags: ReqOpf) -> (usize, Result
         } else {
             bh.0.clear(BhState::WRITE_EIO);
         }
+        // Before the locks are given back, which those wait for who find it counted.
+        bh.0.state.fetch_sub(WRITEBACK, Ordering::AcqRel);
     }
     (done, result)
 }
