@@ -2,5 +2,8 @@
 //! Worlds under the scheduler of the `sim` back end: see `tests/src/sim.rs`.
 //!
 //! * `EXT4_DIO_SIM_SEED`: what a failure printed; makes that run again, and prints its trace.
+//!
+//! The random large worlds have variables of their own: see `large.rs`.
 
 mod determinism;
+mod large;

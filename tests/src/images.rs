@@ -98,8 +98,13 @@ impl Image {
 
     /// Makes a file system over `fill`, which is what blocks hold that nobody has written.
     pub fn make_over(spec: &Mkfs, fill: u8) -> Self {
+        Self::make_over_bytes(spec, &vec![fill; (spec.size_kib << 10) as usize])
+    }
+
+    /// The same over `bytes`, as many as the image is to have.
+    pub fn make_over_bytes(spec: &Mkfs, bytes: &[u8]) -> Self {
         let image = Self { dir: scratch() };
-        fs::write(image.path(), vec![fill; (spec.size_kib << 10) as usize]).expect("room for the image");
+        fs::write(image.path(), bytes).expect("room for the image");
         image.mke2fs(spec, None)
     }
 
