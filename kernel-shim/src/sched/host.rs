@@ -13,7 +13,7 @@ use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 use std::boxed::Box;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -204,11 +204,24 @@ pub fn now_ns() -> u64 {
     u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// What [`stop_clock`] has set; 0 while the clock runs.
+static STOPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Makes the clock of [`real_ns`] stand at `ns` from now on, in the whole process: what tests leave on disks is the same each
+/// time then. The clock of [`now_ns`] goes on.
+pub fn stop_clock(ns: u64) {
+    STOPPED.store(ns, Ordering::Relaxed);
+}
+
 /// Nanoseconds since 1970.
 pub fn real_ns() -> u64 {
     #[cfg(feature = "sim")]
     if super::sim::inside() {
         return super::sim::real_ns();
+    }
+    let stopped = STOPPED.load(Ordering::Relaxed);
+    if stopped != 0 {
+        return stopped;
     }
     match SystemTime::UNIX_EPOCH.elapsed() {
         Ok(since) => u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),

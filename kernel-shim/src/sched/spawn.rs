@@ -43,13 +43,19 @@ impl Drop for PlugExit {
 struct Start<F> {
     closure: F,
     exit: ExitGuard,
+    /// Whose allocations its own are counted with.
+    #[cfg(all(feature = "fault-injection", not(feature = "bare")))]
+    birth: crate::alloc::fault::Birth,
 }
 
 /// Where a thread begins.
 fn thread_main<F: FnOnce()>(start: *mut ()) {
     // SAFETY: `spawn` made this pointer from such a box, for us.
     let start = unsafe { KBox::from_raw(start.cast::<Start<F>>()) };
-    let Start { closure, mut exit } = KBox::into_inner(start);
+    let start = KBox::into_inner(start);
+    #[cfg(all(feature = "fault-injection", not(feature = "bare")))]
+    start.birth.take();
+    let (closure, mut exit) = (start.closure, start.exit);
     let _plug = PlugExit;
     // Whatever the closure owned is dropped before the end of the thread is made known.
     closure();
@@ -104,7 +110,12 @@ pub fn spawn_on(cpu: u32, name: &'static str, f: impl FnOnce() + Send + 'static)
 
 fn start<F: FnOnce() + Send + 'static>(name: &'static str, cpu: Option<u32>, closure: F) -> Result<JoinHandle> {
     let exit = Arc::new(Exit { done: Completion::new(), panicked: AtomicBool::new(false) }, GFP_KERNEL)?;
-    let start = Start { closure, exit: ExitGuard { exit: exit.clone(), returned: false } };
+    let start = Start {
+        closure,
+        exit: ExitGuard { exit: exit.clone(), returned: false },
+        #[cfg(all(feature = "fault-injection", not(feature = "bare")))]
+        birth: crate::alloc::fault::Birth::give(),
+    };
     let start = KBox::into_raw(KBox::new(start, GFP_KERNEL)?);
     match backend::spawn(name, cpu, thread_main::<F>, start.cast()) {
         Ok(task) => Ok(JoinHandle { exit, task }),
