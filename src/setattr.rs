@@ -217,7 +217,13 @@ fn ext4_setattr_size_locked(i_mutex: &Locked<'_>, size: i64) -> Result {
     }
     inode.i_mapping().truncate_pagecache(size);
     // Also if the size is what it was: blocks that were allocated past it go.
-    let done = ext4_truncate(inode);
+    let done = loop {
+        // The size has moved: without its end this would show what was cut off, once the file grows. C waits for memory, too.
+        match ext4_truncate(inode) {
+            Err(ENOMEM) => kernel_shim::sched::yield_now(),
+            done => break done,
+        }
+    };
     if done.is_err() && inode.i_nlink() > 0 {
         // Should it have got no handle at all: the list in memory must not lead to an inode that is gone.
         let _ = ext4_orphan_del(None, inode);

@@ -7,7 +7,7 @@
 //! and undoes by hand what was done when a later one fails. Here everything that can fail comes first (new blocks, memory, access
 //! to the nodes), so a change happens or does not happen: a split that finds no space leaves the old extents (G29).
 
-use kernel_shim::alloc::{GFP_NOFS, KVec};
+use kernel_shim::alloc::{GFP_NOFAIL, GFP_NOFS, KVec};
 use kernel_shim::error::code::{EFBIG, EIO};
 use kernel_shim::fs::InodeState;
 use kernel_shim::fs::buffer::BufferHead;
@@ -289,7 +289,9 @@ impl<'e, 's> TreeEdit<'e, 's> {
         if plan.grows && walk.steps.first().is_some_and(|root| root.depth >= EXT4_MAX_EXTENT_DEPTH) {
             return Err(EFBIG.into());
         }
-        let mut room = KVec::with_capacity(plan.room, GFP_NOFS)?;
+        // What gives up space or completes a write cannot be tried again by anybody: C's EXT4_EX_NOFAIL.
+        let gfp = if self.reserve { GFP_NOFS | GFP_NOFAIL } else { GFP_NOFS };
+        let mut room = KVec::with_capacity(plan.room, gfp)?;
         for step in walk.steps.iter().rev().take(plan.touched) {
             if let Some(bh) = &step.bh {
                 self.handle.get_write_access(bh)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `fs/jbd2/checkpoint.c`: blocks are written home, so that their place in the log can be used again.
 
-use kernel_shim::alloc::{Arc, GFP_NOFS, KVec};
+use kernel_shim::alloc::{Arc, GFP_NOFAIL, GFP_NOFS, KVec};
 use kernel_shim::block::{ReqOpf, blkdev_issue_flush};
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::buffer::{BufferHead, BufferWrite, write_dirty_buffers};
@@ -174,7 +174,7 @@ impl Journal {
     }
 
     fn write_home(&self, tid: Tid, jhs: &[Arc<JournalHead>]) -> Result {
-        let mut list = KVec::<BufferHead>::with_capacity(jhs.len(), GFP_NOFS)?;
+        let mut list = KVec::<BufferHead>::with_capacity(jhs.len(), GFP_NOFS | GFP_NOFAIL)?;
         for jh in jhs {
             let state = jh.state.lock();
             if state.cp == Some(tid) && state.tx.is_none() && state.ctx.is_none() {

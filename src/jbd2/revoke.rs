@@ -35,6 +35,11 @@ impl RevokeSet {
         }
     }
 
+    /// The memory, for [`make_room`](kernel_shim::alloc::make_room).
+    pub(super) fn list(&mut self) -> &mut KVec<u64> {
+        &mut self.0
+    }
+
     pub(super) fn blocks(&self) -> &[u64] {
         &self.0
     }

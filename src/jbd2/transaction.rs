@@ -12,7 +12,7 @@
 //! With `tx` the buffer is marked ([`BufferHead::set_jbd`]): write-back leaves it alone. With `cp` alone it is dirty, and anybody may
 //! write it back. A head that has none of the three goes away.
 
-use kernel_shim::alloc::{Arc, GFP_ATOMIC, GFP_KERNEL, GFP_NOFS, KVec};
+use kernel_shim::alloc::{Arc, GFP_ATOMIC, GFP_KERNEL, GFP_NOFAIL, GFP_NOFS, KVec, make_room};
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::buffer::BufferHead;
 use kernel_shim::sync::SpinLock;
@@ -75,7 +75,7 @@ pub(super) struct TransactionLists {
 
 impl Transaction {
     pub(super) fn new(tid: Tid) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { tid, lists: SpinLock::new(TransactionLists::default()) }, GFP_NOFS)?)
+        Ok(Arc::new(Self { tid, lists: SpinLock::new(TransactionLists::default()) }, GFP_NOFS | GFP_NOFAIL)?)
     }
 }
 
@@ -106,20 +106,26 @@ impl HeadTable {
         self.bucket(block)?.lock().iter().find(|jh| jh.bh.block() == block).cloned()
     }
 
-    /// The head of `bh`, new or old. ENOMEM.
+    /// The head of `bh`, new or old. Whoever asks has a handle open, and maybe half of a change done: it waits for memory. Sleeps.
     #[doc(alias = "jbd2_journal_add_journal_head")]
     fn get(&self, bh: &BufferHead) -> Result<Arc<JournalHead>> {
         if let Some(jh) = self.find(bh.block()) {
             return Ok(jh);
         }
         let new = JournalHead { bh: bh.clone(), state: SpinLock::new(JhState::default()) };
-        let new = Arc::new(new, GFP_NOFS)?;
-        let mut bucket = self.bucket(bh.block()).ok_or(ENOMEM)?.lock();
-        if let Some(jh) = bucket.iter().find(|jh| jh.bh.block() == bh.block()) {
-            return Ok(jh.clone());
+        let new = Arc::new(new, GFP_NOFS | GFP_NOFAIL)?;
+        let bucket = self.bucket(bh.block()).ok_or(ENOMEM)?;
+        loop {
+            let mut heads = bucket.lock();
+            if let Some(jh) = heads.iter().find(|jh| jh.bh.block() == bh.block()) {
+                return Ok(jh.clone());
+            }
+            if heads.push(new.clone(), GFP_ATOMIC).is_ok() {
+                return Ok(new);
+            }
+            drop(heads);
+            make_room(bucket, |heads| heads);
         }
-        bucket.push(new.clone(), GFP_ATOMIC)?;
-        Ok(new)
     }
 
     /// Takes a head out if nothing is left of it.
@@ -221,11 +227,11 @@ impl Handle {
                 }
                 None => {
                     let mut lists = self.trans.lists.lock();
-                    if let Err(error) = lists.buffers.push(jh.clone(), GFP_ATOMIC) {
+                    if lists.buffers.push(jh.clone(), GFP_ATOMIC).is_err() {
                         drop(lists);
                         drop(state);
-                        self.journal.heads.put_if_idle(&jh);
-                        return Err(error.into());
+                        make_room(&self.trans.lists, |lists| &mut lists.buffers);
+                        continue;
                     }
                     lists.revoked.remove(bh.block());
                     drop(lists);
@@ -276,28 +282,41 @@ impl Handle {
     #[doc(alias = "jbd2_journal_forget")]
     pub fn revoke(&mut self, block: u64) -> Result {
         self.check()?;
-        if self.trans.lists.lock().revoked.insert(block)? && self.spend() {
+        let added = loop {
+            let added = self.trans.lists.lock().revoked.insert(block);
+            match added {
+                Ok(added) => break added,
+                Err(_) => make_room(&self.trans.lists, |lists| lists.revoked.list()),
+            }
+        };
+        if added && self.spend() {
             self.revokes += 1;
         }
-        let Some(jh) = self.journal.heads.find(block) else { return Ok(()) };
-        let mut state = jh.state.lock();
-        if state.gone {
-            return Ok(());
-        }
-        match &mut state.tx {
-            Some(member) => {
-                if member.dirty {
-                    self.credits += 1;
+        while let Some(jh) = self.journal.heads.find(block) {
+            let mut state = jh.state.lock();
+            if state.gone {
+                break;
+            }
+            match &mut state.tx {
+                Some(member) => {
+                    if member.dirty {
+                        self.credits += 1;
+                    }
+                    (member.dirty, member.forgotten) = (false, true);
                 }
-                (member.dirty, member.forgotten) = (false, true);
+                // Until this transaction is committed a crash has to find the contents before, in the log or at home; so the block
+                // stays where it stands, and goes away with the commit.
+                None => {
+                    if self.trans.lists.lock().buffers.push(jh.clone(), GFP_ATOMIC).is_err() {
+                        drop(state);
+                        make_room(&self.trans.lists, |lists| &mut lists.buffers);
+                        continue;
+                    }
+                    state.tx = Some(Member { tid: self.trans.tid, dirty: false, forgotten: true });
+                    state.was_dirty |= jh.bh.set_jbd();
+                }
             }
-            // Until this transaction is committed a crash has to find the contents before, in the log or at home; so the block
-            // stays where it stands, and goes away with the commit.
-            None => {
-                self.trans.lists.lock().buffers.push(jh.clone(), GFP_ATOMIC)?;
-                state.tx = Some(Member { tid: self.trans.tid, dirty: false, forgotten: true });
-                state.was_dirty |= jh.bh.set_jbd();
-            }
+            break;
         }
         Ok(())
     }
@@ -335,17 +354,25 @@ impl Handle {
 
     /// See [`crate::ext4_jbd2::Handle::add_freed`].
     pub fn add_freed(&mut self, freed: Freed) -> Result {
-        Ok(self.trans.lists.lock().freed.push(freed, GFP_ATOMIC)?)
+        // The blocks are free on the disk when this is committed: forgotten here, they would be in use in memory for ever.
+        while self.trans.lists.lock().freed.push(freed, GFP_ATOMIC).is_err() {
+            make_room(&self.trans.lists, |lists| &mut lists.freed);
+        }
+        Ok(())
     }
 
     /// See [`crate::ext4_jbd2::Handle::add_ordered`].
     #[doc(alias = "jbd2_journal_inode_ranged_write")]
     pub fn add_ordered(&mut self, inode: &IRef) -> Result {
-        let mut lists = self.trans.lists.lock();
-        if let Err(at) = lists.ordered.binary_search_by_key(&inode.i_ino(), |i| i.i_ino()) {
-            lists.ordered.insert(at, inode.clone(), GFP_ATOMIC)?;
+        loop {
+            let mut lists = self.trans.lists.lock();
+            let Err(at) = lists.ordered.binary_search_by_key(&inode.i_ino(), |i| i.i_ino()) else { return Ok(()) };
+            if lists.ordered.reserve(1, GFP_ATOMIC).is_ok() {
+                return Ok(lists.ordered.insert(at, inode.clone(), GFP_ATOMIC)?);
+            }
+            drop(lists);
+            make_room(&self.trans.lists, |lists| &mut lists.ordered);
         }
-        Ok(())
     }
 
     /// Whether the transaction before this one is being committed.

@@ -5,7 +5,7 @@
 //! largest free buddies: a buddy that is free, while the one twice its size around it is not. Those are kept in a bitmap for each order, so
 //! that a free power of two is found without looking at the blocks.
 
-use kernel_shim::alloc::{AllocError, GFP_NOFS, KVec};
+use kernel_shim::alloc::{AllocError, GFP_NOFAIL, GFP_NOFS, KVec};
 
 use crate::bitmap::{next_clear, next_set, scan};
 
@@ -66,9 +66,10 @@ impl Buddy {
         let max_order = (u32::from(blkbits) + 1).min(ORDERS as u32 - 1);
         let mut chunks = [const { KVec::new() }; ORDERS];
         for (order, chunk) in chunks.iter_mut().enumerate().take(max_order as usize + 1) {
-            *chunk = KVec::from_elem(0, (blocks >> order).div_ceil(64) as usize, GFP_NOFS)?;
+            *chunk = KVec::from_elem(0, (blocks >> order).div_ceil(64) as usize, GFP_NOFS | GFP_NOFAIL)?;
         }
-        let used = KVec::from_elem(!0, blocks.div_ceil(64) as usize, GFP_NOFS)?;
+        // Who frees blocks has taken them out of a map already.
+        let used = KVec::from_elem(!0, blocks.div_ceil(64) as usize, GFP_NOFS | GFP_NOFAIL)?;
         let mut buddy = Self { blocks, max_order, used, chunks, counts: [0; ORDERS], free: 0, fragments: 0 };
         let mut start = next_clear(map, 0, blocks);
         while start < blocks {

@@ -25,6 +25,9 @@ bitflags! {
         /// May sleep while it frees memory.
         #[doc(alias = "__GFP_DIRECT_RECLAIM")]
         const DIRECT_RECLAIM = 0x400;
+        /// Never fails: waits until there is memory.
+        #[doc(alias = "__GFP_NOFAIL")]
+        const NOFAIL = 0x8000;
         /// May wake the thread that frees memory.
         #[doc(alias = "__GFP_KSWAPD_RECLAIM")]
         const KSWAPD_RECLAIM = 0x800;
@@ -39,6 +42,9 @@ pub const GFP_NOFS: Flags = GFP_NOIO.union(Flags::IO);
 pub const GFP_NOIO: Flags = Flags::DIRECT_RECLAIM.union(Flags::KSWAPD_RECLAIM);
 /// For interrupt context and under spinlocks: never sleeps.
 pub const GFP_ATOMIC: Flags = Flags::HIGH.union(Flags::KSWAPD_RECLAIM);
+/// Or-ed to another that may sleep: waits until there is memory. For what is half done, and can neither be finished nor undone
+/// without: as C has it where a transaction is open.
+pub const GFP_NOFAIL: Flags = Flags::NOFAIL;
 #[doc(alias = "__GFP_ZERO")]
 /// Or-ed to another: give zeroed memory.
 pub const GFP_ZERO: Flags = Flags::ZERO;

@@ -4,12 +4,13 @@
 use core::alloc::Layout;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::{ManuallyDrop, size_of};
+use core::mem::{self, ManuallyDrop, size_of};
 use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
 use core::slice;
 
-use super::{AllocError, Flags, kfree, kmalloc};
+use super::{AllocError, Flags, GFP_ATOMIC, GFP_NOFAIL, GFP_NOFS, kfree, kmalloc};
+use crate::sync::SpinLock;
 
 /// A contiguous growing array in kernel memory. What does not fit into memory leaves it as it was.
 ///
@@ -389,4 +390,23 @@ impl<T> Drop for IntoIter<T> {
         // SAFETY: By the type invariant these are initialised, and nobody looks at them again.
         unsafe { ptr::drop_in_place(left) };
     }
+}
+
+/// Makes room for one more element of a vector that a spin lock protects, unless there is some: with the lock released, since it may
+/// take until there is memory. Others may be faster: so the caller looks again.
+///
+/// `list` finds the vector in what the lock protects. Sleeps.
+pub fn make_room<L, T>(lock: &SpinLock<L>, list: impl Fn(&mut L) -> &mut KVec<T>) {
+    let len = list(&mut lock.lock()).len();
+    let Ok(mut bigger) = KVec::<T>::with_capacity(len.saturating_mul(2).max(4), GFP_NOFS | GFP_NOFAIL) else { return };
+    let mut guard = lock.lock();
+    let list = list(&mut guard);
+    if list.len() < bigger.cap && list.cap < bigger.cap {
+        for element in mem::take(list) {
+            // There is room for all of them.
+            let _ = bigger.push(element, GFP_ATOMIC);
+        }
+        mem::swap(list, &mut bigger);
+    }
+    drop(guard);
 }

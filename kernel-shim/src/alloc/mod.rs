@@ -25,9 +25,9 @@ use core::ptr::{self, NonNull};
 use crate::error::{Error, code};
 
 pub use arc::Arc;
-pub use flags::{Flags, GFP_ATOMIC, GFP_KERNEL, GFP_NOFS, GFP_NOIO, GFP_ZERO};
+pub use flags::{Flags, GFP_ATOMIC, GFP_KERNEL, GFP_NOFAIL, GFP_NOFS, GFP_NOIO, GFP_ZERO};
 pub use kbox::KBox;
-pub use kvec::{IntoIter, KVec};
+pub use kvec::{IntoIter, KVec, make_room};
 pub use pool::{Pool, PoolBox};
 
 /// No memory.
@@ -67,11 +67,21 @@ fn kmalloc(layout: Layout, flags: Flags) -> Result<NonNull<u8>, AllocError> {
         !flags.contains(Flags::DIRECT_RECLAIM) || !crate::sched::in_interrupt(),
         "an allocation that may sleep, in interrupt context"
     );
-    if injected_failure() {
-        return Err(AllocError);
-    }
-    // SAFETY: The size is not 0, checked above.
-    let memory = NonNull::new(unsafe { crate::sched::kmalloc(layout) }).ok_or(AllocError)?;
+    let must = flags.contains(Flags::NOFAIL | Flags::DIRECT_RECLAIM);
+    debug_assert!(must || !flags.contains(Flags::NOFAIL), "who waits for memory must be able to sleep");
+    let memory = loop {
+        let memory = if injected_failure() {
+            None
+        } else {
+            // SAFETY: The size is not 0, checked above.
+            NonNull::new(unsafe { crate::sched::kmalloc(layout) })
+        };
+        match memory {
+            Some(memory) => break memory,
+            None if must => crate::sched::yield_now(),
+            None => return Err(AllocError),
+        }
+    };
     #[cfg(all(feature = "fault-injection", not(feature = "bare")))]
     meter::add(layout.size());
     if flags.contains(Flags::ZERO) {

@@ -23,7 +23,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
 
 use bitflags::bitflags;
 
-use crate::alloc::{Arc, GFP_ATOMIC, GFP_KERNEL, GFP_NOFS, KVec};
+use crate::alloc::{Arc, GFP_ATOMIC, GFP_KERNEL, GFP_NOFAIL, GFP_NOFS, KVec, make_room};
 use crate::block::{Bdev, IoBatch, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE, bio_alloc, submit_bio_wait};
 use crate::error::{Result, code};
 use crate::sched::sched_access;
@@ -419,7 +419,7 @@ impl BufferCache {
     /// The block, without reading it: for one that is going to be filled. Unless it
     /// [is up to date](BufferHead::is_uptodate) its bytes mean nothing.
     ///
-    /// EIO beyond the end of the device, ENOMEM. Sleeps for no I/O.
+    /// EIO beyond the end of the device. Sleeps for no I/O, but for memory as long as it takes: most who ask have a handle open.
     #[doc(alias = "sb_getblk")]
     pub fn getblk(&self, block: u64) -> Result<BufferHead> {
         if let Some(bh) = self.find(block) {
@@ -431,19 +431,24 @@ impl BufferCache {
         let new = Buffer {
             block,
             state: AtomicU32::new(BhState::REFERENCED.bits()),
-            data: RwSemaphore::new(Data::new(self.block_size as usize, GFP_NOFS)?),
+            data: RwSemaphore::new(Data::new(self.block_size as usize, GFP_NOFS | GFP_NOFAIL)?),
         };
-        self.insert(BufferHead(Arc::new(new, GFP_NOFS)?))
+        self.insert(BufferHead(Arc::new(new, GFP_NOFS | GFP_NOFAIL)?))
     }
 
     /// Adds a block that was not there a moment ago. If somebody has been faster, gives that one instead.
     fn insert(&self, new: BufferHead) -> Result<BufferHead> {
-        {
-            let mut bucket = self.bucket(new.block()).lock();
-            if let Some(found) = lookup(&bucket, new.block()) {
+        let bucket = self.bucket(new.block());
+        loop {
+            let mut blocks = bucket.lock();
+            if let Some(found) = lookup(&blocks, new.block()) {
                 return Ok(found.clone());
             }
-            bucket.push((new.block(), new.clone()), GFP_ATOMIC)?;
+            if blocks.push((new.block(), new.clone()), GFP_ATOMIC).is_ok() {
+                break;
+            }
+            drop(blocks);
+            make_room(bucket, |blocks| blocks);
         }
         if self.nr.fetch_add(1, Ordering::Relaxed) >= self.threshold.load(Ordering::Relaxed) {
             self.evict();

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::super_block::{FileSystem, SbFlags};
 use super::{IRef, InodeFlags, IocbFlags};
-use crate::alloc::{Arc, GFP_KERNEL};
+use crate::alloc::{Arc, GFP_KERNEL, GFP_NOFAIL};
 use crate::error::{Result, code::*};
 use crate::mm::filemap::AddressSpace;
 
@@ -87,7 +87,8 @@ impl<F: FileSystem> File<F> {
                 return Err(EROFS);
             }
         }
-        Ok(Arc::new(Self { f_flags, f_inode: inode, f_cap_fsetid: false }, GFP_KERNEL)?)
+        // C allocates it before it makes the file that is not there; here that has been made by now.
+        Ok(Arc::new(Self { f_flags, f_inode: inode, f_cap_fsetid: false }, GFP_KERNEL | GFP_NOFAIL)?)
     }
 
     /// Flags as they are now: `fcntl(F_SETFL)` changes them at any moment, so one I/O reads them once,
