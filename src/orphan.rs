@@ -9,8 +9,8 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use kernel_shim::alloc::{Arc, GFP_NOFS, KVec};
-use kernel_shim::error::{Result, code::ENOSPC};
+use kernel_shim::alloc::{Arc, GFP_NOFAIL, GFP_NOFS, KVec};
+use kernel_shim::error::{Result, code::*};
 use kernel_shim::sync::Mutex;
 use kernel_shim::{pr_err, pr_info, pr_warn};
 
@@ -93,10 +93,10 @@ pub fn ext4_orphan_add(handle: &mut Handle<'_>, inode: &Inode) -> Result {
     if let Some(file) = &orphans.file {
         match file.add(handle, ino) {
             Ok(slot) => {
-                let orphan = Arc::new(Orphan { ino, place: Place::Slot(slot) }, GFP_NOFS);
+                let orphan = Arc::new(Orphan { ino, place: Place::Slot(slot) }, GFP_NOFS | GFP_NOFAIL);
                 let Ok(orphan) = orphan else {
                     let _ = file.del(handle, slot);
-                    return Err(kernel_shim::error::code::ENOMEM);
+                    return Err(ENOMEM);
                 };
                 orphans.in_file.fetch_add(1, Ordering::AcqRel);
                 info.set_orphan(Some(orphan));
@@ -108,9 +108,10 @@ pub fn ext4_orphan_add(handle: &mut Handle<'_>, inode: &Inode) -> Result {
         }
     }
     let mut list = orphans.list.lock();
-    list.reserve(1, GFP_NOFS)?;
+    // Most who come here have a change half done.
+    list.reserve(1, GFP_NOFS | GFP_NOFAIL)?;
     let next = sb.with_super(|sb| sb.s_last_orphan())?;
-    let orphan = Arc::new(Orphan { ino, place: Place::List(AtomicU32::new(next)) }, GFP_NOFS)?;
+    let orphan = Arc::new(Orphan { ino, place: Place::List(AtomicU32::new(next)) }, GFP_NOFS | GFP_NOFAIL)?;
     info.set_orphan(Some(orphan.clone()));
     // The inode, then who points to it; both in one transaction.
     let done =
@@ -188,13 +189,20 @@ pub(crate) fn ext4_orphan_cleanup(sb: &Arc<SuperBlock>) {
         let Ok(last @ 1..) = sbi.with_super(|sb| sb.s_last_orphan()) else { break };
         match ext4_process_orphan(sb, Ino(last), |next| Place::List(AtomicU32::new(next))) {
             Ok(linked) => count(linked),
+            Err(ENOMEM | EIO | EROFS) => {
+                pr_warn!("EXT4-fs ({name}): orphan cleanup stopped at inode {last}: the next mount goes on");
+                break;
+            }
             Err(_) => {
                 drop_list(sbi);
                 break;
             }
         }
         if sbi.with_super(|sb| sb.s_last_orphan()).is_ok_and(|now| now == last) {
-            drop_list(sbi);
+            // It could not be deleted, and is still on the list as it should be; or that has come to something that is wrong.
+            if sbi.s_errlog.has_error_state() {
+                drop_list(sbi);
+            }
             break;
         }
     }
@@ -238,9 +246,10 @@ fn ext4_process_orphan(sb: &Arc<SuperBlock>, ino: Ino, place: impl Fn(u32) -> Pl
     if listed && next > sbi.s_inodes_count {
         return Err(sbi.ext4_error(Corrupt::OrphanNumber(ino).into()));
     }
-    let orphan = Arc::new(Orphan { ino, place }, GFP_NOFS)?;
+    // Without, an inode would be freed that the disk has on the list.
+    let orphan = Arc::new(Orphan { ino, place }, GFP_NOFS | GFP_NOFAIL)?;
     if listed {
-        sbi.s_orphans.list.lock().push(orphan.clone(), GFP_NOFS)?;
+        sbi.s_orphans.list.lock().push(orphan.clone(), GFP_NOFS | GFP_NOFAIL)?;
     } else {
         sbi.s_orphans.in_file.fetch_add(1, Ordering::AcqRel);
     }
