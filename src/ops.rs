@@ -235,7 +235,8 @@ fn cleanup_orphans(sb: &Arc<SuperBlock>, rdonly: bool) -> Result {
 }
 
 /// Writes all that is newer in memory than on disk, and makes it durable: data, inodes, and what transactions there are. Called
-/// with no handle open. The first error, after everything was tried; EIO after a shutdown. Sleeps.
+/// with no handle open. The first error, after everything was tried, also one of data that was written since the last call by
+/// somebody else; EIO after a shutdown. Sleeps.
 #[doc(alias = "sync_filesystem")]
 pub fn ext4_sync_fs(sb: &SuperBlock) -> Result {
     let sbi = sb.s_fs_info();
@@ -253,7 +254,10 @@ pub fn ext4_sync_fs(sb: &SuperBlock) -> Result {
         Some(journal) => journal.force_commit(),
         None => sbi.buffers.sync_all(),
     };
-    data.and(inodes).and(errors).and(committed).and(blkdev_issue_flush(sb.s_bdev()))
+    let flushed = blkdev_issue_flush(sb.s_bdev());
+    // What the commit has written, too, and what was written in the background.
+    let noted = sb.check_data_errors();
+    data.and(inodes).and(errors).and(committed).and(flushed).and(noted)
 }
 
 /// Unmounts: waits for all direct I/O, writes everything, tells the super block. Sleeps. `EBUSY` if a file is still open, and the

@@ -405,6 +405,14 @@ impl<F: FileSystem> SuperBlock<F> {
         result
     }
 
+    /// The first error of writing back data of any file since the last call, whoever wrote it, and whether or not fsync of that
+    /// file has told already.
+    #[doc(alias = "s_wb_err")]
+    #[doc(alias = "errseq_check_and_advance")]
+    pub fn check_data_errors(&self) -> Result {
+        self.s_pages.check_errors()
+    }
+
     /// How many inodes there are for which `which` says so. It is called under a spin lock.
     pub fn count_inodes(&self, which: impl Fn(&Inode<F>) -> bool) -> usize {
         self.s_inodes.buckets.iter().map(|bucket| bucket.lock().iter().filter(|inode| which(inode)).count()).sum()

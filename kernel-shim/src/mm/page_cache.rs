@@ -162,6 +162,25 @@ impl Drop for LockedPage<'_> {
 pub(crate) struct PageAccount {
     nr_pages: AtomicUsize,
     nr_dirty: AtomicUsize,
+    /// First error of writing back any file that whoever syncs all of them has not been told of: an errno below 0.
+    wb_err: AtomicI32,
+}
+
+impl PageAccount {
+    /// The first error that was noted for any file since the last call.
+    pub(crate) fn check_errors(&self) -> Result {
+        take_error(&self.wb_err)
+    }
+}
+
+fn take_error(wb_err: &AtomicI32) -> Result {
+    if wb_err.load(Ordering::Acquire) == 0 {
+        return Ok(());
+    }
+    match wb_err.swap(0, Ordering::AcqRel) {
+        0 => Ok(()),
+        errno => Err(Error::from_errno(errno)),
+    }
 }
 
 /// `struct address_space`: the pages of one file.
@@ -414,23 +433,19 @@ impl AddressSpace {
 
     // ---- errors
 
-    /// Notes that data was not written: whoever asks next is told, once.
+    /// Notes that data was not written: whoever asks next for this file is told, once, and so is who asks next for all files.
     #[doc(alias = "mapping_set_error")]
     pub fn set_error(&self, error: Error) {
         // The first is the one that is told.
-        let _ = self.wb_err.compare_exchange(0, error.to_errno(), Ordering::AcqRel, Ordering::Relaxed);
+        for wb_err in [&self.wb_err, &self.account.wb_err] {
+            let _ = wb_err.compare_exchange(0, error.to_errno(), Ordering::AcqRel, Ordering::Relaxed);
+        }
     }
 
     /// What [`AddressSpace::set_error`] noted since the last call.
     #[doc(alias = "filemap_check_errors")]
     pub fn check_errors(&self) -> Result {
-        if self.wb_err.load(Ordering::Acquire) == 0 {
-            return Ok(());
-        }
-        match self.wb_err.swap(0, Ordering::AcqRel) {
-            0 => Ok(()),
-            errno => Err(Error::from_errno(errno)),
-        }
+        take_error(&self.wb_err)
     }
 
     // ---- dropping pages
