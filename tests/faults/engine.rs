@@ -55,7 +55,13 @@ impl Kind {
 
     /// What a step may answer for it.
     fn errno(self, e: Errno) -> bool {
-        if self.memory() { e == libc::ENOMEM } else { matches!(e, libc::EIO | libc::EROFS) }
+        match e {
+            libc::ENOMEM => self.memory(),
+            libc::EIO | libc::EROFS => !self.memory(),
+            // Of a super block that was torn while it was written, and is read by the next mount.
+            libc::EBADMSG => self == Kind::Torn,
+            _ => false,
+        }
     }
 }
 

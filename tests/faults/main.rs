@@ -13,6 +13,7 @@
 
 mod disk;
 mod engine;
+mod kept;
 mod oracle;
 mod script;
 mod workloads;
@@ -22,6 +23,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use engine::{Bench, KINDS, Tally};
+use ext4_dio_tests::dio::fails_without;
 use ext4_dio_tests::images::FAKE_TIME;
 use kernel_shim::sched::host::{set_sink, stop_clock};
 use workloads::{Workload, tasks};
@@ -97,6 +99,22 @@ fn tell(group: &str, tasks: usize, tally: &Tally, start: Instant) {
 #[test]
 fn direct_writes() {
     every_fault("direct writes", workloads::direct());
+}
+
+/// A few of them, which are run again without fixes.
+#[test]
+fn holes_and_queued_overwrites() {
+    every_fault("holes and queued overwrites", workloads::few());
+}
+
+/// Fixes of what happened when a write failed, or found no memory: these runs find it if one is switched off. (G29 takes a full
+/// disk.)
+#[test]
+fn without_a_fix_faults_are_noticed() {
+    for (fix, why) in [("G30", "0xdb"), ("G31", "i_dio_count"), ("G32", "waits for a conversion")] {
+        let (fails, text) = fails_without("holes_and_queued_overwrites", fix);
+        assert!(fails && text.contains(why), "without {fix}: {text}");
+    }
 }
 
 #[test]

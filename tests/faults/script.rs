@@ -258,10 +258,10 @@ impl Machine {
             Step::Tmpfile(slot, dir) => {
                 let flags = OpenFlags::O_TMPFILE | OpenFlags::O_RDWR;
                 let file = path_open(&sb, dir.as_bytes(), flags, 0o600, &Cred::default()).map_err(|e| -e.to_errno())?;
-                ours.put(*slot, file);
+                ours.install(*slot, file);
             }
             Step::LinkFile(slot, path) => {
-                let file = ours.open_file(*slot).ok_or(libc::EBADF)?;
+                let file = ours.file(*slot)?;
                 return answer(path_link_file(&sb, file, path.as_bytes()));
             }
             Step::Freeze => return answer(ext4_freeze(&sb)),

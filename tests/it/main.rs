@@ -7,7 +7,6 @@ mod buffered;
 mod differential;
 mod dio;
 mod extents;
-mod faults;
 mod file;
 mod hunks;
 mod jobs;
