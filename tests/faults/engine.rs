@@ -593,7 +593,10 @@ impl Tally {
             count.0 += 1;
             count.1 += u64::from(ran.fired);
             if let Some(wrong) = ran.wrong {
-                self.failures.push(format!("{what}: {wrong}\n  {}", crate::replay(&what)));
+                let failure = format!("{what}: {wrong}\n  {}", crate::replay(&what));
+                // At once: whoever waits may not wait until the end.
+                eprintln!("{failure}");
+                self.failures.push(failure);
                 failed += 1;
             }
             // One who is told of ten knows enough.
