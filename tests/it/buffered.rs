@@ -331,6 +331,9 @@ fn errors_of_writing_back_are_told_by_fsync() {
     m.faults.repair();
     assert_eq!(fsync(&file), Ok(()), "told once");
     assert_same(&contents(&file, 40_000), &[6; 40_000], "cached");
+    // Whoever syncs all files is told, too: it may be somebody else.
+    assert_eq!(ext4_dio::ext4_sync_fs(&m.sb), Err(EIO));
+    assert_eq!(ext4_dio::ext4_sync_fs(&m.sb), Ok(()), "told once");
     drop(file);
     m.finish();
 }
