@@ -189,7 +189,7 @@ impl Place<'_> {
         let extra = Extra { fsck: true, theirs: all || every(16), linux: all || every(400), used: every(8), torn };
         let Some(recovery) = self.one(run, point, bytes, what, extra) else { return false };
         let again = self.campaign.only.as_ref().and_then(|only| only.again);
-        if recovery.written.is_empty() || !(again.is_some() || every(160)) {
+        if recovery.written.is_empty() || !(again.is_some() || every(400)) {
             return true;
         }
         let trace = Trace::new(recovery, false);

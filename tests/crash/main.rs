@@ -20,7 +20,7 @@
 //! | a mount of ours and a look at what `e2fsck -fy` has left | one in 16 | |
 //! | a mount by Linux, a look, an unmount, `e2fsck -fn` | one in 400 | where there are root and loop devices |
 //! | writing after the recovery | one in 8 | |
-//! | a crash in the recovery | of one in 160 with something to recover, each moment of it | our mount, a look, `e2fsck -fn`; one in four as the first |
+//! | a crash in the recovery | of one in 400 with something to recover, each moment of it | our mount, a look, `e2fsck -fn`; one in four as the first |
 //!
 //! The look compares all names, attributes, sizes and bytes with what was promised: see `tests/src/crash_world.rs`.
 //!

@@ -135,6 +135,7 @@ impl Draw {
                 }
                 Step::Op(Op::Aio { slot, tag, list })
             }
+            3 => Step::WriteBack { slot },
             2 => Step::Op(Op::SetDirect { slot, on: self.rng.one_in(2) }),
             _ => {
                 let mut rwf = Rwf(0);

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use ext4_dio::aops::ext4_writepages;
 use ext4_dio::path::{Cred, path_link_file, path_lookupat, path_open};
 use ext4_dio::{Ext4, ext4_freeze, ext4_unfreeze};
 use kernel_shim::fs::{FileSystem, OpenFlags};
@@ -56,6 +57,11 @@ pub enum Step {
         /// Which.
         path: String,
     },
+    /// What the flusher does: data goes to the disk, and nothing is promised.
+    WriteBack {
+        /// Where the file is open.
+        slot: u8,
+    },
     /// Freezes and thaws.
     Freeze,
 }
@@ -67,6 +73,7 @@ impl fmt::Display for Step {
             Step::Tmpfile { slot, dir, direct } => write!(f, "tmpfile slot={slot} dir={dir} direct={direct}"),
             Step::LinkSlot { slot, path } => write!(f, "linkslot slot={slot} path={path}"),
             Step::FsyncDir { path } => write!(f, "fsyncdir path={path}"),
+            Step::WriteBack { slot } => write!(f, "writeback slot={slot}"),
             Step::Freeze => write!(f, "freeze"),
         }
     }
@@ -90,6 +97,9 @@ fn apply(ours: &mut Ours, step: &Step) -> Reply {
         Step::FsyncDir { path } => {
             let dir = path_lookupat(ours.sb()?, path.as_bytes(), true).map_err(errno)?;
             Ext4::fsync(&dir, 0, i64::MAX, false).map_err(errno)?;
+        }
+        Step::WriteBack { slot } => {
+            ext4_writepages(ours.file(*slot)?.f_inode(), 0, i64::MAX, false).map_err(errno)?;
         }
         Step::Freeze => {
             ext4_freeze(ours.sb()?).map_err(errno)?;
@@ -295,6 +305,7 @@ impl World {
                 let changed = self.find(path).map_or(0, |nid| self.nodes[nid].changed);
                 self.names_durable(changed);
             }
+            Step::WriteBack { .. } => {}
             Step::Freeze => self.all_durable(),
         }
         if self.nodes.len() > nodes {
