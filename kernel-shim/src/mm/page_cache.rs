@@ -487,8 +487,13 @@ impl AddressSpace {
         loop {
             let Some(page) = self.tree.lock().next_page(at, last).cloned() else { return all };
             let gone = self.remove(&page, PageFlags::BUSY);
-            if gone.is_none() && page.flags().intersects(PageFlags::IO | PageFlags::WRITEBACK) {
+            let flags = page.flags();
+            if gone.is_none() && flags.intersects(PageFlags::IO | PageFlags::WRITEBACK) {
                 self.wait_for(&page, PageFlags::IO | PageFlags::WRITEBACK);
+                continue;
+            }
+            if gone.is_none() && !flags.intersects(PageFlags::BUSY | PageFlags::GONE) {
+                // It was on its way, and has arrived since.
                 continue;
             }
             all &= !page.flags().intersects(PageFlags::DIRTY);
@@ -504,7 +509,8 @@ impl AddressSpace {
             let locked = self.lock_page(&page);
             let gone = self.remove(&page, PageFlags::IO | PageFlags::WRITEBACK);
             drop(locked);
-            if gone.is_none() && page.flags().contains(PageFlags::WRITEBACK) {
+            if gone.is_none() && !page.flags().contains(PageFlags::GONE) {
+                // It was on its way to the disk when we looked: if it is not any more, it is dropped at the next look.
                 self.wait_for(&page, PageFlags::WRITEBACK);
                 continue;
             }
