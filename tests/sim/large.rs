@@ -435,7 +435,7 @@ fn the_same_worlds_on_threads() {
 }
 
 /// Fixes whose absence random worlds find soon, each within this many schedules.
-const FOUND: [(Fix, u64); 8] = [
+const FOUND: [(Fix, u64); 11] = [
     (Fix::G1, 400),
     (Fix::G2, 400),
     (Fix::G8, 600),
@@ -443,7 +443,10 @@ const FOUND: [(Fix, u64); 8] = [
     (Fix::G11, 400),
     (Fix::G12, 400),
     (Fix::G17, 400),
+    (Fix::G18, 400),
     (Fix::G30, 600),
+    (Fix::G32, 400),
+    (Fix::G36, 400),
 ];
 
 /// Whether worlds find that `fix` is switched off, within so many schedules; after how long.
