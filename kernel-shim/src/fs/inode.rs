@@ -346,6 +346,17 @@ impl<F: FileSystem> Inode<F> {
         self.hot.i_mutex.is_locked()
     }
 
+    /// Tells a simulation what its locks and atomics are called.
+    #[cfg(all(feature = "sim", not(feature = "bare")))]
+    pub fn name_for_traces(&self) {
+        use crate::sched::sim::name;
+        // SAFETY: only its address is taken.
+        name(unsafe { self.hot.i_mutex.raw() }, "i_mutex");
+        name(&self.hot.i_dio_count, "i_dio_count");
+        name(&self.i_size, "i_size");
+        name(&self.i_dio_wait, "i_dio_wait");
+    }
+
     // ---- direct I/O in flight
 
     /// Counts one direct I/O in flight until the guard goes away. Whoever is about to unmap or

@@ -30,7 +30,7 @@ use super::host::{CURRENT, IRQ_DEPTH, SPIN_DEPTH};
 use super::{Point, Task};
 
 pub use driver::{Config, Failure, Policy, Recorded, run};
-pub use record::{Access, Entry, Recording, Step};
+pub use record::{Access, Entry, Recording, SoFar, Step};
 
 /// When the virtual clock starts, in nanoseconds since 1970: some years after the images were made.
 const EPOCH_NS: u64 = 1_700_000_000_000_000_000;
@@ -148,7 +148,11 @@ fn point_inside(kind: Point, object: usize) {
 #[inline]
 pub(super) fn access(object: usize, write: bool) {
     if inside() {
-        with(|state| state.record.access(object, write));
+        with(|state| {
+            if !state.in_hook {
+                state.record.access(object, write);
+            }
+        });
     }
 }
 
@@ -425,8 +429,25 @@ pub fn quiet() -> Quiet {
 impl Drop for Quiet {
     fn drop(&mut self) {
         if inside() {
-            with(|state| state.quiet -= 1);
+            with(|state| {
+                state.quiet -= 1;
+                if state.quiet == 0 {
+                    // What follows belongs to no decision.
+                    state.record.step(state.current, &[state.current], false);
+                }
+            });
         }
+    }
+}
+
+/// Lets all others run until they sleep: threads that were started and have nothing to do yet.
+pub fn settle() {
+    let busy = |state: &mut State| {
+        let current = state.current;
+        state.tasks.iter().enumerate().any(|(id, s)| s.alive && !s.parked && id != CLOCK && id != current)
+    };
+    while with(busy) {
+        yield_now();
     }
 }
 
@@ -467,6 +488,11 @@ pub fn steps() -> u64 {
     with(|state| state.steps)
 }
 
+/// Looks at the steps of the run so far.
+pub fn recorded<R>(f: impl FnOnce(SoFar<'_>) -> R) -> R {
+    with(|state| f(state.record.so_far()))
+}
+
 /// The number of the running task in its simulation.
 pub fn current_id() -> usize {
     with(|state| state.current)
@@ -481,6 +507,13 @@ pub fn note(text: impl FnOnce() -> String) {
                 state.record.text(state.current, name, text());
             }
         });
+    }
+}
+
+/// Tells what `object` is called in traces. Memory that is used again may bear the name of what was there before.
+pub fn name<T: ?Sized>(object: &T, name: &'static str) {
+    if inside() {
+        with(|state| state.record.name(core::ptr::from_ref(object).cast::<()>().addr(), name));
     }
 }
 

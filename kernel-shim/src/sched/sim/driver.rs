@@ -2,11 +2,13 @@
 //! [`run`]: shuttle's runner with a scheduler that asks a [`Policy`].
 
 use core::cell::RefCell;
-use std::any::Any;
 use std::borrow::ToOwned;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::boxed::Box;
+use std::format;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook, take_hook};
 use std::rc::Rc;
 use std::string::String;
+use std::sync::Once;
 use std::vec::Vec;
 
 use shuttle::scheduler::{Schedule, Scheduler, Task as ShuttleTask, TaskId};
@@ -166,12 +168,29 @@ fn main(config: &Config, policy: Rc<RefCell<dyn Policy>>, world: &dyn Fn()) {
     });
 }
 
-fn text(payload: &(dyn Any + Send)) -> String {
-    payload
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_default()
+std::thread_local! {
+    /// What the first panic of the run said, and where it was.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+fn text(info: &PanicHookInfo<'_>) -> String {
+    let payload = info.payload();
+    let message = payload.downcast_ref::<String>().cloned();
+    let message = message.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
+    info.location().map_or_else(|| message.clone(), |at| format!("{message} ({at})"))
+}
+
+/// Has panics of simulations noted: what reaches the end of a run may be another one, or none.
+fn note_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = take_hook();
+        set_hook(Box::new(move |info| {
+            // No longer there when the thread ends; and nobody has it borrowed where a panic can be.
+            let _ = PANIC.try_with(|slot| slot.borrow_mut().get_or_insert_with(|| text(info)).len());
+            before(info);
+        }));
+    });
 }
 
 /// What only this thread uses, though shuttle's types do not know it.
@@ -189,6 +208,8 @@ unsafe impl<T> Sync for Here<T> {}
 /// The first run that panicked, deadlocked, or took too many steps. What it had is leaked.
 pub fn run(config: Config, policy: Rc<RefCell<dyn Policy>>, world: impl Fn() + 'static) -> Result<usize, Failure> {
     bug_on!(super::inside(), "a simulation in a simulation");
+    note_panics();
+    PANIC.set(None);
     let outside = CURRENT.replace(core::ptr::null());
     let driver = Driver { policy: policy.clone(), runnable: Vec::new(), first: true };
     let mut shuttle = shuttle::Config::new();
@@ -204,11 +225,12 @@ pub fn run(config: Config, policy: Rc<RefCell<dyn Policy>>, world: impl Fn() + '
             main(config, policy.clone(), world);
         })
     }));
-    let failure = result.map_err(|payload| {
+    let failure = result.map_err(|_| {
         let mut state = STATE.take();
         let trace = state.as_mut().map(|state| state.record.take().1).unwrap_or_default();
         // What was leaked may be in use for ever: the tasks do not go back.
-        Failure { message: text(&*payload), steps: state.map_or(0, |state| state.steps), trace }
+        let message = PANIC.take().unwrap_or_default();
+        Failure { message, steps: state.map_or(0, |state| state.steps), trace }
     });
     INSIDE.set(false);
     STATE.set(None);

@@ -20,10 +20,10 @@ pub enum Recording {
     Steps,
 }
 
-/// An object that a step touched, by its address, and whether it may have changed it.
+/// An object that a step touched, and whether it may have changed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// Its address, or what stands for one.
+    /// Its number: how many others were touched in this run before it was. (Memory that is used again has the number of what was there.)
     pub object: usize,
     /// Changed.
     pub write: bool,
@@ -40,6 +40,17 @@ pub struct Step {
     pub accesses: Vec<Access>,
     /// Before it time has passed: it comes after all that was before.
     pub barrier: bool,
+}
+
+/// What was recorded of the run that is under way.
+#[derive(Clone, Copy, Debug)]
+pub struct SoFar<'a> {
+    /// The steps; the last one goes on.
+    pub steps: &'a [Step],
+    /// How many objects were touched.
+    pub objects: usize,
+    /// The same for runs whose steps have touched the same objects, by number, up to here.
+    pub digest: u64,
 }
 
 /// A line of the trace.
@@ -66,11 +77,17 @@ pub(super) struct Recorder {
     wanted: Recording,
     /// Numbers of objects, in the order in which they were first seen: addresses differ between runs.
     objects: BTreeMap<usize, usize>,
+    names: BTreeMap<usize, &'static str>,
     trace: Vec<Entry>,
     steps: Vec<Step>,
     step: u64,
     barrier: bool,
     quiet: bool,
+    digest: u64,
+}
+
+fn mix(digest: u64, value: u64) -> u64 {
+    (digest.rotate_left(7) ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 impl Recorder {
@@ -78,11 +95,13 @@ impl Recorder {
         Self {
             wanted,
             objects: BTreeMap::new(),
+            names: BTreeMap::new(),
             trace: Vec::new(),
             steps: Vec::new(),
             step: 0,
             barrier: false,
             quiet: true,
+            digest: 0,
         }
     }
 
@@ -92,6 +111,7 @@ impl Recorder {
         self.quiet = quiet;
         if self.wanted == Recording::Steps && !quiet {
             let barrier = core::mem::replace(&mut self.barrier, false);
+            self.digest = mix(self.digest, task as u64);
             self.steps.push(Step { task, enabled: enabled.to_vec(), accesses: Vec::new(), barrier });
         }
     }
@@ -113,9 +133,14 @@ impl Recorder {
             return;
         }
         let Some(step) = self.steps.last_mut() else { return };
+        let next = self.objects.len();
+        let object = *self.objects.entry(object).or_insert(next);
         match step.accesses.iter_mut().find(|access| access.object == object) {
             Some(access) => access.write |= write,
-            None => step.accesses.push(Access { object, write }),
+            None => {
+                step.accesses.push(Access { object, write });
+                self.digest = mix(self.digest, object as u64 * 2 + u64::from(write));
+            }
         }
     }
 
@@ -142,10 +167,18 @@ impl Recorder {
 
     /// In words.
     pub(super) fn describe(&self, kind: Point, object: usize) -> String {
+        let name = self.names.get(&object).copied().unwrap_or_default();
         match self.objects.get(&object) {
-            Some(number) => format!("{kind:?} #{number}"),
+            Some(number) => format!("{kind:?} #{number} {name}"),
             None if object == 0 => format!("{kind:?}"),
             None => format!("{kind:?} {object:#x}"),
+        }
+    }
+
+    /// What people call it.
+    pub(super) fn name(&mut self, object: usize, name: &'static str) {
+        if self.wanted == Recording::Trace {
+            self.names.insert(object, name);
         }
     }
 
@@ -161,6 +194,10 @@ impl Recorder {
         if self.wanted == Recording::Trace {
             self.trace.push(Entry { step: self.step, task: 0, name: "choice", what: format!("{chosen}") });
         }
+    }
+
+    pub(super) fn so_far(&self) -> SoFar<'_> {
+        SoFar { steps: &self.steps, objects: self.objects.len(), digest: self.digest }
     }
 
     pub(super) fn take(&mut self) -> (Vec<Step>, Vec<Entry>) {
