@@ -18,6 +18,7 @@ pub mod oplang;
 pub mod ours;
 pub mod reader;
 pub mod sim;
+pub mod sim_dpor;
 pub mod sim_policy;
 pub mod world;
 pub mod worldrun;

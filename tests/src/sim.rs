@@ -304,6 +304,7 @@ impl World {
         let disk = SimDisk::new(image).expect("memory for a disk");
         let bdev = Bdev::new(SimQueue(disk.clone())).expect("good limits");
         let sb = ext4_mount(bdev, options).expect("mounting");
+        machine::settle();
         Self { disk, sb }
     }
 
@@ -315,7 +316,10 @@ impl World {
     /// Opens for reading and writing.
     pub fn open_with(&self, path: &str, flags: OpenFlags) -> KArc<File> {
         let _quiet = quiet();
-        ext4_open(&self.sb, path, OpenFlags::O_RDWR | flags).unwrap_or_else(|e| panic!("opening {path}: {e:?}"))
+        let file = ext4_open(&self.sb, path, OpenFlags::O_RDWR | flags);
+        let file = file.unwrap_or_else(|e| panic!("opening {path}: {e:?}"));
+        name_locks(&file);
+        file
     }
 
     /// Nothing of any I/O to `file` is left behind: no lock, no count, no `io_end`.
@@ -340,6 +344,16 @@ impl World {
         drop(sb);
         disk
     }
+}
+
+/// Gives the locks of a file names in traces.
+fn name_locks(file: &File) {
+    let inode: &Inode = file.f_inode();
+    inode.name_for_traces();
+    // SAFETY: only its address is taken.
+    machine::name(unsafe { inode.i_private().i_data_sem.raw() }, "i_data_sem");
+    // SAFETY: as above.
+    machine::name(unsafe { inode.i_private().aio.aio_mutex.raw() }, "aio_mutex");
 }
 
 /// A task of the world.
