@@ -398,7 +398,10 @@ pub(crate) fn console(level: u8, args: fmt::Arguments<'_>) {
 #[inline]
 pub(crate) unsafe fn kmalloc(layout: Layout) -> *mut u8 {
     // SAFETY: The caller's promise.
-    unsafe { alloc::alloc(layout) }
+    let memory = unsafe { alloc::alloc(layout) };
+    #[cfg(feature = "sim")]
+    super::sim::allocated(memory.addr(), layout.size());
+    memory
 }
 
 /// # Safety
@@ -406,6 +409,8 @@ pub(crate) unsafe fn kmalloc(layout: Layout) -> *mut u8 {
 /// `memory` comes from [`kmalloc`] with this layout and is not used any more.
 #[inline]
 pub(crate) unsafe fn kfree(memory: *mut u8, layout: Layout) {
+    #[cfg(feature = "sim")]
+    super::sim::freed(memory.addr(), layout.size());
     // SAFETY: The caller's promise.
     unsafe { alloc::dealloc(memory, layout) };
 }

@@ -156,6 +156,22 @@ pub(super) fn access(object: usize, write: bool) {
     }
 }
 
+/// What is in this memory has names of its own from now on.
+#[inline]
+pub(super) fn allocated(at: usize, bytes: usize) {
+    if inside() {
+        with(|state| state.record.allocated(at, bytes));
+    }
+}
+
+/// This memory is nobody's.
+#[inline]
+pub(super) fn freed(at: usize, bytes: usize) {
+    if inside() {
+        with(|state| state.record.freed(at, bytes));
+    }
+}
+
 fn yielded() {
     let me = CURRENT.get();
     shuttle::thread::yield_now();
@@ -217,6 +233,7 @@ impl State {
         task.token().store(EMPTY, Ordering::Relaxed);
         task.host.sim.store(id as u32, Ordering::Relaxed);
         task.host.cpu.store(id as u32 % self.nr_cpus, Ordering::Relaxed);
+        self.record.allocated(core::ptr::from_ref(task).addr(), size_of::<Task>());
         self.tasks.push(Sleeper {
             task,
             thread: None,

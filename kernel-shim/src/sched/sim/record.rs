@@ -23,10 +23,16 @@ pub enum Recording {
 /// An object that a step touched, and whether it may have changed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// Its number: how many others were touched in this run before it was. (Memory that is used again has the number of what was there.)
+    /// Its number. From [`Access::STABLE`] on it is the same in all runs with the same decisions so far: allocated memory, sectors. Below,
+    /// it says how many others were touched before it: stacks, what the world itself has allocated.
     pub object: usize,
     /// Changed.
     pub write: bool,
+}
+
+impl Access {
+    /// See [`Access::object`].
+    pub const STABLE: usize = 1 << 60;
 }
 
 /// From one decision to the next.
@@ -47,7 +53,7 @@ pub struct Step {
 pub struct SoFar<'a> {
     /// The steps; the last one goes on.
     pub steps: &'a [Step],
-    /// How many objects were touched.
+    /// How many numbers below [`Access::STABLE`] there are.
     pub objects: usize,
     /// The same for runs whose steps have touched the same objects, by number, up to here.
     pub digest: u64,
@@ -84,6 +90,11 @@ pub(super) struct Recorder {
     barrier: bool,
     quiet: bool,
     digest: u64,
+    /// How many numbers were given that are below [`Access::STABLE`].
+    known: usize,
+    /// Memory in use, by address: its size, and how many others were allocated before.
+    allocations: BTreeMap<usize, (usize, usize)>,
+    nr_allocations: usize,
 }
 
 fn mix(digest: u64, value: u64) -> u64 {
@@ -102,6 +113,9 @@ impl Recorder {
             barrier: false,
             quiet: true,
             digest: 0,
+            known: 0,
+            allocations: BTreeMap::new(),
+            nr_allocations: 0,
         }
     }
 
@@ -132,9 +146,8 @@ impl Recorder {
         if self.quiet {
             return;
         }
+        let object = self.number(object);
         let Some(step) = self.steps.last_mut() else { return };
-        let next = self.objects.len();
-        let object = *self.objects.entry(object).or_insert(next);
         match step.accesses.iter_mut().find(|access| access.object == object) {
             Some(access) => access.write |= write,
             None => {
@@ -142,6 +155,47 @@ impl Recorder {
                 self.digest = mix(self.digest, object as u64 * 2 + u64::from(write));
             }
         }
+    }
+
+    /// Memory got a new use. Allocations have numbers, the same ones in all runs that have done the same so far.
+    #[inline]
+    pub(super) fn allocated(&mut self, at: usize, bytes: usize) {
+        if self.wanted == Recording::Steps {
+            self.freed(at, bytes);
+            self.allocations.insert(at, (bytes, self.nr_allocations));
+            self.nr_allocations += 1;
+        }
+    }
+
+    /// Memory has no use any more: what will be there has other numbers.
+    #[inline]
+    pub(super) fn freed(&mut self, at: usize, bytes: usize) {
+        if self.wanted == Recording::Steps {
+            while let Some((inside, _)) = self.allocations.range(at..at + bytes).next() {
+                let inside = *inside;
+                self.allocations.remove(&inside);
+            }
+            while let Some((object, _)) = self.objects.range(at..at + bytes).next() {
+                let object = *object;
+                self.objects.remove(&object);
+            }
+        }
+    }
+
+    /// The number of what is at an address.
+    fn number(&mut self, object: usize) -> usize {
+        if object >= Access::STABLE {
+            return object;
+        }
+        let below = self.allocations.range(..=object).next_back();
+        if let Some((at, (_, number))) = below.filter(|(at, (bytes, _))| object - **at < *bytes) {
+            return Access::STABLE | number << 28 | (object - at);
+        }
+        let known = &mut self.known;
+        *self.objects.entry(object).or_insert_with(|| {
+            *known += 1;
+            *known - 1
+        })
     }
 
     /// The running task is at a point.
@@ -197,7 +251,7 @@ impl Recorder {
     }
 
     pub(super) fn so_far(&self) -> SoFar<'_> {
-        SoFar { steps: &self.steps, objects: self.objects.len(), digest: self.digest }
+        SoFar { steps: &self.steps, objects: self.known, digest: self.digest }
     }
 
     pub(super) fn take(&mut self) -> (Vec<Step>, Vec<Entry>) {
