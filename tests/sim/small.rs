@@ -15,10 +15,11 @@ use ext4_dio::fsync::ext4_sync_file;
 use ext4_dio::inode::ext4_map_blocks;
 use ext4_dio::setattr::ext4_setattr_size;
 use ext4_dio::{File, Inode, ext4_sync_fs};
+use ext4_dio_tests::alone::run_alone;
 use ext4_dio_tests::dio::{IN_FLIGHT, Pages};
 use ext4_dio_tests::images::{Image, stamped};
 use ext4_dio_tests::sim::{self, Layout, Listener, World};
-use ext4_dio_tests::sim_dpor::{Covered, Exhaustive};
+use ext4_dio_tests::sim_dpor::Exhaustive;
 use kernel_shim::alloc::Arc as KArc;
 use kernel_shim::block::sim::{DiskImage, InFlight, SimDisk};
 use kernel_shim::block::{ReqOp, ReqOpf};
@@ -129,19 +130,26 @@ fn write_async_whole(file: &KArc<File>, lblk: i64) {
     }
 }
 
-/// Runs one of the worlds: in all orders that differ, or with so many preemptions at most.
-fn explore(name: &str, preemptions: Option<u32>, world: impl Fn() + 'static) -> Covered {
-    let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse::<u32>().ok());
-    let seconds = number("EXT4_DIO_SIM_ALL");
-    let preemptions = if seconds.is_some() { None } else { number("EXT4_DIO_SIM_PREEMPTIONS").or(preemptions) };
-    let seconds = u64::from(seconds.unwrap_or(60));
-    let covered = Exhaustive::new(name).preemptions(preemptions).budget(Duration::from_secs(seconds)).run(world);
+/// How long a world is given for all orders, and then, if these were too many, for those with [`FEW`] preemptions.
+const SECONDS: u64 = 4;
+/// At most so many preemptions where there are too many orders.
+const FEW: u32 = 1;
+
+/// Runs one of the worlds in all orders that differ; if that takes too long, in those with few preemptions.
+/// `EXT4_DIO_SIM_ALL=seconds` gives it that time, and `EXT4_DIO_SIM_PREEMPTIONS=n` another bound at once.
+fn explore(name: &str, world: impl Fn() + Clone + 'static) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
+    let budget = Duration::from_secs(number("EXT4_DIO_SIM_ALL").unwrap_or(SECONDS));
+    let bound = number("EXT4_DIO_SIM_PREEMPTIONS").and_then(|n| u32::try_from(n).ok());
+    let covered = Exhaustive::new(name).preemptions(bound).budget(budget).run(world.clone());
     covered.tell();
-    covered
+    if !covered.complete && bound.is_none() {
+        Exhaustive::new(name).preemptions(Some(FEW)).budget(budget).run(world).tell();
+    }
 }
 
 /// Two overwrites of the same block.
-fn two_writers() -> impl Fn() {
+fn two_writers() -> impl Fn() + Clone {
     let image = image(false);
     move || {
         let small = Small::new(&image, "/data");
@@ -162,7 +170,7 @@ fn writer_and(
     name: &'static str,
     take: fn(&File) -> kernel_shim::error::Result,
     reads_after: &'static [u8],
-) -> impl Fn() {
+) -> impl Fn() + Clone {
     let image = image(false);
     move || {
         let small = Small::new(&image, "/data");
@@ -187,7 +195,7 @@ fn writer_and(
 }
 
 /// An asynchronous overwrite, and a reader through the page cache.
-fn async_writer_and_buffered_reader() -> impl Fn() {
+fn async_writer_and_buffered_reader() -> impl Fn() + Clone {
     let image = image(false);
     move || {
         let small = Small::new(&image, "/data");
@@ -209,7 +217,7 @@ fn async_writer_and_buffered_reader() -> impl Fn() {
 }
 
 /// An asynchronous write to an unwritten block, and an fallocate of blocks beside it and past the end, or one that zeroes.
-fn async_writer_and_fallocate(mode: FallocFlags) -> impl Fn() {
+fn async_writer_and_fallocate(mode: FallocFlags) -> impl Fn() + Clone {
     let image = image(false);
     move || {
         let small = Small::new(&image, "/unwritten");
@@ -230,7 +238,7 @@ fn async_writer_and_fallocate(mode: FallocFlags) -> impl Fn() {
 }
 
 /// A write that appends, and its fsync, while somebody else has the journal commit.
-fn writer_fsync_and_commit() -> impl Fn() {
+fn writer_fsync_and_commit() -> impl Fn() + Clone {
     let image = image(true);
     move || {
         let small = Small::new(&image, "/empty");
@@ -258,38 +266,57 @@ fn writer_fsync_and_commit() -> impl Fn() {
 
 #[test]
 fn small_two_writers() {
-    explore("two writers", None, two_writers());
+    explore("two writers", two_writers());
 }
 
 #[test]
 fn small_writer_and_truncate() {
     let take: fn(&File) -> _ = |file| ext4_setattr_size(file.f_inode(), 7 * B);
-    explore("writer and truncate", None, writer_and("truncate", take, &[]));
+    explore("writer and truncate", writer_and("truncate", take, &[]));
 }
 
 #[test]
 fn small_writer_and_punch() {
     let take: fn(&File) -> _ =
         |file| ext4_fallocate(file.f_inode(), FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE, 7 * B, B);
-    explore("writer and punch hole", None, writer_and("punch", take, &[0; BS as usize]));
+    explore("writer and punch hole", writer_and("punch", take, &[0; BS as usize]));
 }
 
 #[test]
 fn small_async_writer_and_buffered_reader() {
-    explore("async writer and buffered reader", None, async_writer_and_buffered_reader());
+    explore("async writer and buffered reader", async_writer_and_buffered_reader());
 }
 
 #[test]
 fn small_async_writer_and_fallocate() {
-    explore("async writer and fallocate", None, async_writer_and_fallocate(FallocFlags::empty()));
+    explore("async writer and fallocate", async_writer_and_fallocate(FallocFlags::empty()));
 }
 
 #[test]
 fn small_async_writer_and_zero_range() {
-    explore("async writer and fallocate that zeroes", None, async_writer_and_fallocate(FallocFlags::ZERO_RANGE));
+    explore("async writer and fallocate that zeroes", async_writer_and_fallocate(FallocFlags::ZERO_RANGE));
 }
 
 #[test]
 fn small_writer_fsync_and_commit() {
-    explore("writer, fsync and commit", Some(1), writer_fsync_and_commit());
+    explore("writer, fsync and commit", writer_fsync_and_commit());
+}
+
+/// Worlds that notice that a fix is switched off, and what they say then.
+const NOTICED: [(&str, &str, &str); 3] = [
+    ("small::small_writer_and_truncate", "G1", "writer and truncate"),
+    ("small::small_writer_and_punch", "G2", "writer and punch hole"),
+    ("small::small_writer_and_truncate", "G36", "writer and truncate"),
+];
+
+#[test]
+fn small_worlds_notice_what_is_switched_off() {
+    for (test, fix, world) in NOTICED {
+        let (came_to, text) = run_alone(test, Some(fix));
+        assert_eq!(came_to, "fails", "{test} without {fix}: {text}");
+        assert!(
+            text.contains(&format!("world \"{world}\" fails in its schedule number")),
+            "{test} without {fix}: {text}"
+        );
+    }
 }

@@ -169,7 +169,8 @@ struct Sleeper {
 
 impl Sleeper {
     fn depends_on(&self, step: &Step) -> bool {
-        let place = |access: &Access| (access.object < self.known).then_some(access.object);
+        let place =
+            |access: &Access| (access.object < self.known || access.object >= Access::STABLE).then_some(access.object);
         let clash = |a: &Access, b: &Access| place(a) == place(b) && (a.write || b.write);
         step.task == self.task || self.accesses.iter().any(|a| step.accesses.iter().any(|b| clash(a, b)))
     }
@@ -304,7 +305,7 @@ impl Explorer {
     }
 
     /// Who need not be tried at the next decision.
-    fn sleepers(&self) -> Vec<(usize, Vec<Access>)> {
+    fn sleepers(&self) -> Vec<Sleeper> {
         let Some(last) = self.nodes.last() else { return Vec::new() };
         if last.other {
             return Vec::new();
