@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Small worlds, each in all its orders: two tasks, a few blocks, and a device that completes requests in any order.
+//! Small worlds in all their orders, or as many as there is time for: two tasks, a few blocks, and a device that completes requests in
+//! any order. What was covered is printed.
 //!
 //! Orders that end alike because they only exchange steps that have nothing to do with each other are run once: see
 //! `tests/src/sim_dpor.rs`, and [`reduction`] for whether that is right. A step goes from one lock operation (or wake-up, or marked
@@ -7,7 +8,6 @@
 //! the blocks hold, counts, locks, and now and then has `e2fsck` look at the image.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use ext4_dio::ext4::{GetBlocks, Group, Lblk, MapBlocks, MapFlags};
 use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
@@ -130,21 +130,19 @@ fn write_async_whole(file: &KArc<File>, lblk: i64) {
     }
 }
 
-/// How long a world is given for all orders, and then, if these were too many, for those with [`FEW`] preemptions.
-const SECONDS: u64 = 4;
 /// At most so many preemptions where there are too many orders.
 const FEW: u32 = 1;
 
-/// Runs one of the worlds in all orders that differ; if that takes too long, in those with few preemptions.
-/// `EXT4_DIO_SIM_ALL=seconds` gives it that time, and `EXT4_DIO_SIM_PREEMPTIONS=n` another bound at once.
-fn explore(name: &str, world: impl Fn() + Clone + 'static) {
+/// Runs one of the worlds in `runs` of the orders that differ; if there are more, in half as many of those with few preemptions.
+/// `EXT4_DIO_SIM_ALL=runs` allows so many, and `EXT4_DIO_SIM_PREEMPTIONS=n` sets another bound at once.
+fn explore(name: &str, runs: u64, world: impl Fn() + Clone + 'static) {
     let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
-    let budget = Duration::from_secs(number("EXT4_DIO_SIM_ALL").unwrap_or(SECONDS));
+    let runs = number("EXT4_DIO_SIM_ALL").unwrap_or(runs);
     let bound = number("EXT4_DIO_SIM_PREEMPTIONS").and_then(|n| u32::try_from(n).ok());
-    let covered = Exhaustive::new(name).preemptions(bound).budget(budget).run(world.clone());
+    let covered = Exhaustive::new(name).preemptions(bound).at_most(runs).run(world.clone());
     covered.tell();
     if !covered.complete && bound.is_none() {
-        Exhaustive::new(name).preemptions(Some(FEW)).budget(budget).run(world).tell();
+        Exhaustive::new(name).preemptions(Some(FEW)).at_most(runs / 2).run(world).tell();
     }
 }
 
@@ -266,40 +264,40 @@ fn writer_fsync_and_commit() -> impl Fn() + Clone {
 
 #[test]
 fn small_two_writers() {
-    explore("two writers", two_writers());
+    explore("two writers", 1200, two_writers());
 }
 
 #[test]
 fn small_writer_and_truncate() {
     let take: fn(&File) -> _ = |file| ext4_setattr_size(file.f_inode(), 7 * B);
-    explore("writer and truncate", writer_and("truncate", take, &[]));
+    explore("writer and truncate", 1200, writer_and("truncate", take, &[]));
 }
 
 #[test]
 fn small_writer_and_punch() {
     let take: fn(&File) -> _ =
         |file| ext4_fallocate(file.f_inode(), FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE, 7 * B, B);
-    explore("writer and punch hole", writer_and("punch", take, &[0; BS as usize]));
+    explore("writer and punch hole", 1200, writer_and("punch", take, &[0; BS as usize]));
 }
 
 #[test]
 fn small_async_writer_and_buffered_reader() {
-    explore("async writer and buffered reader", async_writer_and_buffered_reader());
+    explore("async writer and buffered reader", 1200, async_writer_and_buffered_reader());
 }
 
 #[test]
 fn small_async_writer_and_fallocate() {
-    explore("async writer and fallocate", async_writer_and_fallocate(FallocFlags::empty()));
+    explore("async writer and fallocate", 1200, async_writer_and_fallocate(FallocFlags::empty()));
 }
 
 #[test]
 fn small_async_writer_and_zero_range() {
-    explore("async writer and fallocate that zeroes", async_writer_and_fallocate(FallocFlags::ZERO_RANGE));
+    explore("async writer and fallocate that zeroes", 1200, async_writer_and_fallocate(FallocFlags::ZERO_RANGE));
 }
 
 #[test]
 fn small_writer_fsync_and_commit() {
-    explore("writer, fsync and commit", writer_fsync_and_commit());
+    explore("writer, fsync and commit", 150, writer_fsync_and_commit());
 }
 
 /// Worlds that notice that a fix is switched off, and what they say then.

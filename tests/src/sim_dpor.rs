@@ -15,19 +15,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kernel_shim::sched::sim::{self as machine, Access, Config, Entry, Failure, Policy, Recorded, Recording, Step};
 
 use crate::sim::SEED_VAR;
 
-/// All orders of a world.
+/// The orders of a world, depth first: all, unless told to stop earlier.
 #[derive(Clone, Debug)]
 pub struct Exhaustive {
     name: String,
     reduce: bool,
     preemptions: Option<u32>,
-    budget: Duration,
+    limit: u64,
     test: String,
 }
 
@@ -57,8 +57,8 @@ impl Covered {
         let what = match (self.complete, self.preemptions) {
             (true, None) => "all of them".to_string(),
             (true, Some(n)) => format!("all with at most {n} preemptions"),
-            (false, None) => "not all: the time is up".to_string(),
-            (false, Some(n)) => format!("not even all with at most {n} preemptions: the time is up"),
+            (false, None) => "the first of more".to_string(),
+            (false, Some(n)) => format!("the first of more with at most {n} preemptions"),
         };
         // Not through the macros, which libtest keeps to itself.
         let _ = writeln!(
@@ -72,7 +72,7 @@ impl Exhaustive {
     /// All orders, but of those that must end alike as few as possible.
     pub fn new(name: &str) -> Self {
         let test = std::thread::current().name().unwrap_or_default().to_string();
-        Self { name: name.to_string(), reduce: true, preemptions: None, budget: Duration::from_secs(3600), test }
+        Self { name: name.to_string(), reduce: true, preemptions: None, limit: u64::MAX, test }
     }
 
     /// Each and every order.
@@ -87,10 +87,10 @@ impl Exhaustive {
         self
     }
 
-    /// Gives up after that time.
+    /// Gives up after so many runs.
     #[must_use]
-    pub fn budget(mut self, budget: Duration) -> Self {
-        self.budget = budget;
+    pub fn at_most(mut self, runs: u64) -> Self {
+        self.limit = runs;
         self
     }
 
@@ -214,7 +214,7 @@ impl Node {
 struct Explorer {
     reduce: bool,
     bound: Option<u32>,
-    until: Instant,
+    limit: u64,
     nodes: Vec<Node>,
     /// How many decisions of the run under way were made.
     depth: usize,
@@ -234,7 +234,7 @@ impl Explorer {
         Self {
             reduce: of.reduce,
             bound: of.preemptions,
-            until: Instant::now() + of.budget,
+            limit: of.limit,
             nodes: Vec::new(),
             depth: 0,
             cut: false,
@@ -408,7 +408,7 @@ impl Policy for Explorer {
             self.complete = true;
             return false;
         }
-        Instant::now() < self.until
+        self.schedules + self.redundant < self.limit
     }
 
     fn next(&mut self, tasks: &[usize], current: Option<usize>, _yielding: bool) -> Option<usize> {
