@@ -239,6 +239,9 @@ fn is_power_of(mut n: u32, base: u32) -> bool {
     n == base
 }
 
+/// Blocks of descriptors are locked under those of bitmaps.
+const DESCRIPTOR: u8 = 1;
+
 impl Ext4SbInfo {
     /// A group's descriptor. The group must exist, or it is EIO.
     pub fn ext4_get_group_desc(&self, group: Group) -> Ext4Result<GroupDesc> {
@@ -247,7 +250,7 @@ impl Ext4SbInfo {
         }
         let block = self.s_group_desc.get((group.0 / self.s_desc_per_block) as usize).ok_or(EIO)?;
         let from = (group.0 % self.s_desc_per_block) as usize * usize::from(self.s_desc_size);
-        let bytes = block.read();
+        let bytes = block.read_nested(DESCRIPTOR);
         Ok(bytes
             .get(from..)
             .and_then(|bytes| bytes.get(..usize::from(self.s_desc_size)))
@@ -265,7 +268,7 @@ impl Ext4SbInfo {
     #[doc(alias = "ext4_group_desc_csum_set")]
     pub(crate) fn change_group_desc(&self, group: Group, change: impl FnOnce(&mut GroupDesc)) -> Ext4Result<GroupDesc> {
         let from = (group.0 % self.s_desc_per_block) as usize * usize::from(self.s_desc_size);
-        let mut block = self.group_desc_bh(group)?.write();
+        let mut block = self.group_desc_bh(group)?.write_nested(DESCRIPTOR);
         let bytes = block.get_mut(from..).and_then(|b| b.get_mut(..usize::from(self.s_desc_size))).ok_or(EIO)?;
         let mut desc = GroupDesc::parse(bytes).ok_or(EIO)?;
         change(&mut desc);

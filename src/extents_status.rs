@@ -239,7 +239,7 @@ impl ExtentStatusTree {
     pub const fn new() -> Self {
         Self {
             last: [const { LastHit::new() }; LAST_HITS],
-            extents: SpinLock::new(Extents { list: KVec::new(), victim: 0 }),
+            extents: SpinLock::named("i_es_lock", Extents { list: KVec::new(), victim: 0 }),
         }
     }
 

@@ -11,6 +11,7 @@ use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::inode::{S_IFDIR, S_IFIFO, S_IFMT, S_IFREG};
 use kernel_shim::fs::{InodeFlags as VfsFlags, InodeState};
 use kernel_shim::mm::filemap::PAGE_SIZE;
+use kernel_shim::sync::lockdep::syscall;
 use kernel_shim::testing::{Fix, reverted, trace};
 
 use crate::aops::{ext4_block_zero_page_range, filemap_write_and_wait_range};
@@ -113,6 +114,7 @@ impl Range {
 /// `COLLAPSE_RANGE` or `INSERT_RANGE` cannot have; EFBIG; ENOSPC, with what was allocated kept; EPERM for immutable and
 /// append-only files; EISDIR, ESPIPE, ENODEV for what is no regular file; EROFS; EIO. Takes the right to write, then `i_mutex`; sleeps.
 pub fn ext4_fallocate(inode: &IRef, mode: FallocFlags, offset: i64, len: i64) -> Result {
+    let _syscall = syscall("ext4_fallocate");
     let sb = inode.i_sb().s_fs_info();
     if offset < 0 || len <= 0 {
         return Err(EINVAL);

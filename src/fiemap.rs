@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use kernel_shim::alloc::{GFP_KERNEL, KVec};
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::FileSystem;
+use kernel_shim::sync::lockdep::syscall;
 
 use crate::aops::filemap_write_and_wait_range;
 use crate::ext4::{EXT4_I_DATA_LEN, GetBlocks, Lblk, MapBlocks, MapFlags};
@@ -71,6 +72,7 @@ pub fn ext4_fiemap(
     max: usize,
     out: &mut KVec<FiemapExtent>,
 ) -> Result {
+    let _syscall = syscall("ext4_fiemap");
     let maxbytes = u64::try_from(<Ext4 as FileSystem>::s_maxbytes(inode)).map_err(|_| EFBIG)?;
     if len == 0 {
         return Err(EINVAL);
@@ -202,6 +204,7 @@ pub enum Whence {
 #[doc(alias = "ext4_llseek")]
 #[doc(alias = "iomap_seek_hole")]
 pub fn ext4_seek(inode: &IRef, offset: i64, whence: Whence) -> Result<i64> {
+    let _syscall = syscall("ext4_seek");
     let i_mutex = inode.lock();
     let found = seek_locked(inode, offset, whence);
     i_mutex.unlock();

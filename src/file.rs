@@ -10,6 +10,7 @@ use kernel_shim::fs::{IocbFlags, IovIter, OpenFlags};
 use kernel_shim::mm::filemap::{
     __generic_file_aio_write, WriteRange, generic_file_read, generic_write_checks, generic_write_sync,
 };
+use kernel_shim::sync::lockdep::syscall;
 use kernel_shim::sync::{Mutex, MutexGuard};
 use kernel_shim::testing::{Fix, reverted, trace};
 
@@ -82,6 +83,7 @@ impl Verdict {
 /// Takes and returns `i_mutex`; sleeps.
 #[doc(alias = "ext4_file_write_iter")]
 pub fn ext4_file_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<usize> {
+    let _syscall = syscall("ext4_file_write");
     iocb.ki_filp.may_write()?;
     let sb = iocb.ki_filp.f_inode().i_sb();
     sb.s_fs_info().ext4_emergency_state()?;
@@ -105,6 +107,7 @@ pub fn ext4_file_write(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<u
 
 /// `f_op->read`: bytes read, 0 at the end of the file, or `EIOCBQUEUED`.
 pub fn ext4_file_read(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>) -> Result<usize> {
+    let _syscall = syscall("ext4_file_read");
     iocb.ki_filp.f_inode().i_sb().s_fs_info().ext4_emergency_state()?;
     generic_file_read(iocb, iter)
 }

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use kernel_shim::block::blkdev_issue_flush;
 use kernel_shim::error::{Result, code::EROFS};
 use kernel_shim::fs::InodeState;
+use kernel_shim::sync::lockdep::syscall;
 
 use crate::aops::filemap_write_and_wait_range;
 use crate::jbd2::Journal;
@@ -19,6 +20,7 @@ use crate::{Ext4State, Inode};
 ///
 /// EIO and what else writing back met with since somebody asked last, EROFS.
 pub fn ext4_sync_file(inode: &Inode, start: i64, end: i64, datasync: bool) -> Result {
+    let _syscall = syscall("ext4_sync_file");
     let sbi = inode.i_sb().s_fs_info();
     sbi.ext4_emergency_state()?;
     if sbi.journal_aborted() {

@@ -2,6 +2,7 @@
 //! `fs/ext4/ioctl.c`: the flags of an inode, as `chattr` and `lsattr` have them.
 
 use kernel_shim::error::{Result, code::*};
+use kernel_shim::sync::lockdep::syscall;
 use kernel_shim::testing::{Fix, reverted};
 
 use crate::aops::filemap_write_and_wait_range;
@@ -34,6 +35,7 @@ pub fn ext4_ioctl_getflags(inode: &Inode) -> InodeFlags {
 /// then `i_mutex`; sleeps.
 #[doc(alias = "ext4_fileattr_set")]
 pub fn ext4_ioctl_setflags(inode: &IRef, flags: InodeFlags) -> Result {
+    let _syscall = syscall("ext4_ioctl_setflags");
     if flags.bits() & !EXT4_FL_USER_VISIBLE != 0 {
         return Err(EOPNOTSUPP);
     }

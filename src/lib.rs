@@ -254,6 +254,27 @@ pub use ops::{ext4_iget, ext4_mount, ext4_open, ext4_sync_fs, ext4_umount};
 pub use sb_remount::{GoingDown, ext4_force_shutdown, ext4_freeze, ext4_remount, ext4_unfreeze};
 pub use sb_stats::{Ext4Statfs, Ext4Stats, ext4_sb_stats, ext4_statfs};
 
+/// The order in the head of this file, as lockdep is told it: by name, and beside the locks what is waited for like one. What is in
+/// none of the lists nests in one way only, too, whichever is seen first.
+#[rustfmt::skip]
+const LOCK_ORDER: &[&[&str]] = &[
+    &["sb_writers", "aio_mutex", "i_mutex", "i_mutex/1", "invalidate_lock", "i_dio_count", "page_writeback", "sb_internal",
+      "jbd2_commit", "jbd2_handle", "page_io", "page", "xattr_sem", "extending", "s_orphan_lock", "i_data_sem", "group",
+      "buffer", "buffer/1", "bio"],
+    // Directories: the upper one or the one of the lower number, the other one, what is in them; all above files.
+    &["sb_writers", "s_vfs_rename_mutex", "i_mutex_dir", "i_mutex_dir/1", "i_mutex_dir/2", "i_mutex_dir/3", "i_mutex"],
+    // Spinlocks.
+    &["bio", "j_state_lock", "i_es_lock"],
+    &["bio", "jh_hash", "jh_state", "t_lists"],
+    &["i_data_sem", "i_es_lock"],
+    &["i_data_sem", "i_times"],
+    &["bio", "i_pages"],
+    &["bio", "bh_hash"],
+    &["bio", "inode_hash"],
+    // The journal's own.
+    &["jbd2_commit", "j_checkpoint_mutex", "buffer", "j_spare", "j_sb_buf", "bio"],
+];
+
 /// The file system's type, for the shim's generic VFS objects.
 pub enum Ext4 {}
 
@@ -355,7 +376,7 @@ impl Ext4InodeInfo {
     /// What the VFS does not keep of an inode that was read from the disk, or that is being made.
     pub fn new(disk: &iget::Ext4InodeDisk) -> Self {
         Self {
-            i_data_sem: RwSemaphore::new(disk.tree()),
+            i_data_sem: RwSemaphore::named("i_data_sem", disk.tree()),
             i_es_tree: extents_status::ExtentStatusTree::new(),
             i_flags: AtomicU32::new(disk.i_flags.bits()),
             i_state: AtomicU32::new(0),
@@ -369,14 +390,14 @@ impl Ext4InodeInfo {
             i_file_acl: AtomicU64::new(disk.i_file_acl.0),
             i_version: AtomicU64::new(disk.i_version),
             i_dtime: AtomicU32::new(disk.i_dtime),
-            i_orphan: SpinLock::new(None),
+            i_orphan: SpinLock::named("i_orphan", None),
             i_sync_tid: AtomicU32::new(0),
             i_datasync_tid: AtomicU32::new(0),
-            xattr_sem: RwSemaphore::new(()),
+            xattr_sem: RwSemaphore::named("xattr_sem", ()),
             i_prealloc: mballoc::InodePrealloc::default(),
             i_dio_gate: truncate::DioGate::new(),
             aio: page_io::AioInfo::new(),
-            i_sync: Mutex::new(()),
+            i_sync: Mutex::named("i_sync", ()),
             i_unsynced: AtomicBool::new(false),
         }
     }

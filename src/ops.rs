@@ -11,6 +11,7 @@ use kernel_shim::mm::filemap::BlockRun;
 use kernel_shim::{pr_info, pr_notice};
 
 use kernel_shim::mm::filemap::{file_remove_suid, should_remove_suid};
+use kernel_shim::sync::lockdep::{lock_order, syscall};
 
 use crate::corrupt::{Corrupt, Ext4Error};
 use crate::ext4::{EXT4_ROOT_INO, Ino};
@@ -170,6 +171,8 @@ pub(crate) fn ext4_error(sb: &SuperBlock, error: Ext4Error) -> Error {
 /// unsupported features; `EFSCORRUPTED`, `EFSBADCRC` for a damaged one; `EROFS` for a journal that has to be replayed on a
 /// device that cannot be written; `EIO`; `ENOMEM`.
 pub fn ext4_mount(bdev: Bdev, options: &str) -> Result<Arc<SuperBlock>> {
+    crate::LOCK_ORDER.iter().for_each(|order| lock_order(order));
+    let _syscall = syscall("ext4_mount");
     let info = ext4_fill_super(bdev.clone(), options).map_err(Error::from)?;
     let flags = sb_flags(&info.options(), info.is_rdonly());
     let (blkbits, gran) = (info.s_blocksize_bits, info.s_time_gran());
@@ -239,6 +242,7 @@ fn cleanup_orphans(sb: &Arc<SuperBlock>, rdonly: bool) -> Result {
 /// somebody else; EIO after a shutdown. Sleeps.
 #[doc(alias = "sync_filesystem")]
 pub fn ext4_sync_fs(sb: &SuperBlock) -> Result {
+    let _syscall = syscall("ext4_sync_fs");
     let sbi = sb.s_fs_info();
     if sbi.ext4_forced_shutdown() {
         return Err(EIO);
@@ -266,6 +270,7 @@ pub fn ext4_sync_fs(sb: &SuperBlock) -> Result {
 /// The mount must not be used afterwards: what is opened then sees a read-only mount.
 #[doc(alias = "generic_shutdown_super")]
 pub fn ext4_umount(sb: &Arc<SuperBlock>) -> Result {
+    let _syscall = syscall("ext4_umount");
     let sbi = sb.s_fs_info();
     if sb.s_writers.is_shut() {
         // PORT: C lets the mount go, and keeps the file system frozen. Whoever waits at the gate would wait for ever.

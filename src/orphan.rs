@@ -26,7 +26,6 @@ use crate::{Ext4State, Inode, SuperBlock};
 pub const ORPHAN_CREDITS: u32 = 3;
 
 /// The orphans of a mount.
-#[derive(Default)]
 pub(crate) struct Orphans {
     /// C's `s_orphan` and `s_orphan_lock`: those on the list on the disk, which has them in the opposite order.
     list: Mutex<KVec<Arc<Orphan>>>,
@@ -34,6 +33,12 @@ pub(crate) struct Orphans {
     file: Option<OrphanFile>,
     /// Those in slots.
     in_file: AtomicU32,
+}
+
+impl Default for Orphans {
+    fn default() -> Self {
+        Self { list: Mutex::named("s_orphan_lock", KVec::new()), file: None, in_file: AtomicU32::new(0) }
+    }
 }
 
 /// An inode that is one.

@@ -171,10 +171,10 @@ impl AioInfo {
     /// None under way.
     pub const fn new() -> Self {
         Self {
-            aio_mutex: Mutex::new(()),
+            aio_mutex: Mutex::named("aio_mutex", ()),
             i_aiodio_unwritten: AtomicU32::new(0),
             ioend_wq: WaitQueue::new(),
-            extending: Mutex::new(Extending::NONE),
+            extending: Mutex::named("extending", Extending::NONE),
         }
     }
 

@@ -25,6 +25,7 @@ use kernel_shim::error::Result;
 use kernel_shim::error::code::{EBUSY, EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, EROFS};
 use kernel_shim::fs::inode::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK};
 use kernel_shim::fs::{SbFlags, WriteAccess};
+use kernel_shim::sync::lockdep::syscall;
 
 use crate::corrupt::Ext4Result;
 use crate::ext4::EXT4_ROOT_INO;
@@ -82,6 +83,7 @@ fn nameidata(sb: &Arc<SuperBlock>, path: &[u8]) -> Result<Nameidata<IRef>> {
 /// ENOENT, ENOTDIR, ELOOP after 40 symbolic links, ENAMETOOLONG, EIO, ENOMEM, corruptions, which are logged. Sleeps.
 #[doc(alias = "user_path_at")]
 pub fn path_lookupat(sb: &Arc<SuperBlock>, path: &[u8], follow: bool) -> Result<IRef> {
+    let _syscall = syscall("path_lookupat");
     nameidata(sb, path)?.to_end(follow, &mut lookup_one).map_err(|error| ext4_error(sb, error))
 }
 
@@ -142,12 +144,14 @@ fn check_rdonly(sb: &SuperBlock) -> Result {
 /// `mkdir`. EEXIST, ENOENT, EMLINK, ENAMETOOLONG, ENOSPC, EROFS; EPERM in an immutable directory; what the way there has. So for
 /// all that make something.
 pub fn path_mkdir(sb: &Arc<SuperBlock>, path: &[u8], mode: u32, cred: &Cred) -> Result {
+    let _syscall = syscall("path_mkdir");
     let parent = path_create(sb, path, true)?;
     vfs_mkdir(parent.dir(), parent.qstr().name, mode & !cred.umask & 0o1777, cred).map(drop)
 }
 
 /// `mknod`: the type in `mode` says what; `rdev` is a device's number. EPERM for a directory, EINVAL for unknown types.
 pub fn path_mknod(sb: &Arc<SuperBlock>, path: &[u8], mode: u32, rdev: u32, cred: &Cred) -> Result {
+    let _syscall = syscall("path_mknod");
     match mode & S_IFMT {
         0 | S_IFREG | S_IFCHR | S_IFBLK | S_IFIFO | S_IFSOCK => {}
         S_IFDIR => return Err(EPERM),
@@ -160,6 +164,7 @@ pub fn path_mknod(sb: &Arc<SuperBlock>, path: &[u8], mode: u32, rdev: u32, cred:
 
 /// `symlink`: a symbolic link at `path` to `target`. ENOENT for an empty target, ENAMETOOLONG for one that does not fit a block.
 pub fn path_symlink(sb: &Arc<SuperBlock>, target: &[u8], path: &[u8], cred: &Cred) -> Result {
+    let _syscall = syscall("path_symlink");
     if target.is_empty() {
         return Err(ENOENT);
     }
@@ -170,6 +175,7 @@ pub fn path_symlink(sb: &Arc<SuperBlock>, target: &[u8], path: &[u8], cred: &Cre
 /// `link`: another name for what is at `old`, where a symbolic link is not followed. EPERM for a directory and for an immutable or
 /// append-only file.
 pub fn path_link(sb: &Arc<SuperBlock>, old: &[u8], new: &[u8]) -> Result {
+    let _syscall = syscall("path_link");
     let inode = path_lookupat(sb, old, false)?;
     let parent = path_create(sb, new, false)?;
     vfs_link(&inode, parent.dir(), parent.qstr().name)
@@ -178,12 +184,14 @@ pub fn path_link(sb: &Arc<SuperBlock>, old: &[u8], new: &[u8]) -> Result {
 /// `linkat` of an open file: also gives a name to one opened with `O_TMPFILE` but without `O_EXCL`; else ENOENT for one that has
 /// lost all of its.
 pub fn path_link_file(sb: &Arc<SuperBlock>, file: &File, new: &[u8]) -> Result {
+    let _syscall = syscall("path_link_file");
     let parent = path_create(sb, new, false)?;
     vfs::link(file.f_inode(), parent.dir(), parent.qstr().name, open::is_linkable(file))
 }
 
 /// `unlink`. ENOENT, EISDIR for a directory; EPERM for an immutable or append-only file, or in such a directory; EROFS.
 pub fn path_unlink(sb: &Arc<SuperBlock>, path: &[u8]) -> Result {
+    let _syscall = syscall("path_unlink");
     let parent = Parent::of(sb, path)?;
     if parent.last != Last::Norm {
         return Err(EISDIR);
@@ -194,6 +202,7 @@ pub fn path_unlink(sb: &Arc<SuperBlock>, path: &[u8]) -> Result {
 
 /// `rmdir`. ENOENT, ENOTDIR, ENOTEMPTY, EBUSY for the root, EINVAL for `.`; EPERM as for [`path_unlink`].
 pub fn path_rmdir(sb: &Arc<SuperBlock>, path: &[u8]) -> Result {
+    let _syscall = syscall("path_rmdir");
     let parent = Parent::of(sb, path)?;
     match parent.last {
         Last::Norm => {}
@@ -208,6 +217,7 @@ pub fn path_rmdir(sb: &Arc<SuperBlock>, path: &[u8]) -> Result {
 /// `renameat2`. ENOENT, EEXIST with NOREPLACE, ENOTDIR, EISDIR, ENOTEMPTY, EBUSY for dots and the root, EINVAL for a directory into
 /// itself and for unknown flags or WHITEOUT, EMLINK, ENOSPC, EPERM, EROFS.
 pub fn path_rename(sb: &Arc<SuperBlock>, old: &[u8], new: &[u8], flags: RenameFlags) -> Result {
+    let _syscall = syscall("path_rename");
     let both = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE;
     if flags.contains(both) || flags.contains(RenameFlags::WHITEOUT) || !RenameFlags::all().contains(flags) {
         return Err(EINVAL);
@@ -226,12 +236,14 @@ pub fn path_rename(sb: &Arc<SuperBlock>, old: &[u8], new: &[u8], flags: RenameFl
 
 /// `statfs`. EIO after a shutdown; errors of the way there.
 pub fn path_statfs(sb: &Arc<SuperBlock>, path: &[u8]) -> Result<Ext4Statfs> {
+    let _syscall = syscall("path_statfs");
     path_lookupat(sb, path, true)?;
     ext4_statfs(sb)
 }
 
 /// `readlink`: a symbolic link's target. EINVAL for anything else.
 pub fn path_readlink(sb: &Arc<SuperBlock>, path: &[u8]) -> Result<KVec<u8>> {
+    let _syscall = syscall("path_readlink");
     let inode = path_lookupat(sb, path, false)?;
     let target = ext4_readlink(&inode).map_err(|error| ext4_error(sb, error))?;
     inode.file_accessed();
@@ -252,6 +264,7 @@ pub struct Dirent {
 
 /// All entries of the directory at `path`, in the order of their positions, `.` and `..` included. ENOTDIR.
 pub fn path_readdir(sb: &Arc<SuperBlock>, path: &[u8]) -> Result<KVec<Dirent>> {
+    let _syscall = syscall("path_readdir");
     let dir = path_lookupat(sb, path, true)?;
     if !dir.is_dir() {
         return Err(ENOTDIR);

@@ -56,8 +56,8 @@ impl ErrorLog {
             logged: [const { AtomicU64::new(0) }; 2],
             fresh: AtomicU32::new(0),
             total: AtomicU32::new(0),
-            first: SpinLock::new(None),
-            last: SpinLock::new(None),
+            first: SpinLock::named("s_error", None),
+            last: SpinLock::named("s_error", None),
             state: AtomicU16::new(s_state & EXT4_ERROR_FS),
             state_changed: AtomicBool::new(false),
         }

@@ -8,6 +8,7 @@ use kernel_shim::block::blkdev_issue_flush;
 use kernel_shim::error::code::{EBUSY, EINVAL, EIO, EROFS};
 use kernel_shim::error::{Error, Result};
 use kernel_shim::fs::SbFlags;
+use kernel_shim::sync::lockdep::syscall;
 use kernel_shim::testing::{Fix, reverted, trace};
 use kernel_shim::{pr_err, pr_info, pr_warn};
 
@@ -33,6 +34,7 @@ pub(crate) fn sb_flags(options: &MountOptions, rdonly: bool) -> SbFlags {
 /// are open for writing, or open without a name; `EROFS` for `rw` if device or features forbid it, or an error has struck. Then
 /// nothing has changed.
 pub fn ext4_remount(sb: &Arc<SuperBlock>, options: &str) -> Result {
+    let _syscall = syscall("ext4_remount");
     let _umount = sb.s_umount.write();
     let sbi = sb.s_fs_info();
     if sbi.ext4_forced_shutdown() {
@@ -157,6 +159,7 @@ fn sync_all(sb: &Arc<SuperBlock>) -> Result {
 /// `EBUSY` if it is frozen already; EIO, and then it is not frozen.
 #[doc(alias = "freeze_super")]
 pub fn ext4_freeze(sb: &Arc<SuperBlock>) -> Result {
+    let _syscall = syscall("ext4_freeze");
     let _umount = sb.s_umount.write();
     let sbi = sb.s_fs_info();
     if sbi.ext4_forced_shutdown() {
@@ -205,6 +208,7 @@ fn sync_all_frozen(sb: &Arc<SuperBlock>) -> Result {
 /// Ends [`ext4_freeze`]. `EINVAL` if it is not frozen; EIO, and then the mount is read-only. Sleeps.
 #[doc(alias = "thaw_super")]
 pub fn ext4_unfreeze(sb: &Arc<SuperBlock>) -> Result {
+    let _syscall = syscall("ext4_unfreeze");
     let _umount = sb.s_umount.write();
     if !sb.s_writers.is_shut() {
         return Err(EINVAL);
@@ -243,6 +247,7 @@ pub enum GoingDown {
 /// Stops the mount: everything that is asked of it afterwards is EIO, and nothing of it reaches the disk any more. It can be unmounted
 /// still. Sleeps, but not with [`GoingDown::NoLogFlush`].
 pub fn ext4_force_shutdown(sb: &Arc<SuperBlock>, how: GoingDown) -> Result {
+    let _syscall = syscall("ext4_force_shutdown");
     let sbi = sb.s_fs_info();
     if sbi.ext4_forced_shutdown() {
         return Ok(());

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use kernel_shim::alloc::Arc;
 use kernel_shim::block::Bdev;
 use kernel_shim::error::{Result, code::EIO};
+use kernel_shim::sync::lockdep::syscall;
 
 use crate::SuperBlock;
 use crate::ext4::{EXT4_NAME_LEN, EXT4_SUPER_MAGIC};
@@ -112,6 +113,7 @@ pub struct Ext4Statfs {
 
 /// `s_op->statfs`. EIO.
 pub fn ext4_statfs(sb: &Arc<SuperBlock>) -> Result<Ext4Statfs> {
+    let _syscall = syscall("ext4_statfs");
     let sbi = sb.s_fs_info();
     if sbi.ext4_forced_shutdown() {
         return Err(EIO);

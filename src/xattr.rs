@@ -17,6 +17,7 @@ use kernel_shim::alloc::{GFP_KERNEL, KVec};
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::InodeFlags as VfsFlags;
 use kernel_shim::fs::buffer::BufferHead;
+use kernel_shim::sync::lockdep::syscall;
 
 use crate::corrupt::{Corrupt, Ext4Result};
 use crate::disk::InodeView;
@@ -162,6 +163,7 @@ fn with_entries<T>(inode: &Inode, f: impl FnOnce(&[Entry<'_>], &[Entry<'_>]) -> 
 /// that are inodes of their own; EINVAL, EIO, ENOMEM, corruptions. Sleeps.
 #[doc(alias = "ext4_xattr_get")]
 pub fn ext4_getxattr(inode: &Inode, name: &[u8], buffer: &mut [u8]) -> Result<usize> {
+    let _syscall = syscall("ext4_getxattr");
     let (index, rest) = resolve_name(name)?;
     if index == INDEX_USER && !inode.is_reg() && !inode.is_dir() {
         return Err(ENODATA);
@@ -181,6 +183,7 @@ pub fn ext4_getxattr(inode: &Inode, name: &[u8], buffer: &mut [u8]) -> Result<us
 
 /// The names of all attributes, each with a zero byte behind it. As [`ext4_getxattr`].
 pub fn ext4_listxattr(inode: &Inode, buffer: &mut [u8]) -> Result<usize> {
+    let _syscall = syscall("ext4_listxattr");
     let query = buffer.is_empty();
     let done = with_entries(inode, |ibody, block| {
         let mut at = 0;
@@ -204,6 +207,7 @@ pub fn ext4_listxattr(inode: &Inode, buffer: &mut [u8]) -> Result<usize> {
 /// append-only inodes, EROFS, EIO. Takes the right to write, then `i_mutex`; sleeps. Called with no handle open.
 #[doc(alias = "ext4_xattr_set")]
 pub fn ext4_setxattr(inode: &Inode, name: &[u8], value: &[u8], flags: XattrSet) -> Result {
+    let _syscall = syscall("ext4_setxattr");
     if value.len() > XATTR_SIZE_MAX {
         return Err(E2BIG);
     }
@@ -212,6 +216,7 @@ pub fn ext4_setxattr(inode: &Inode, name: &[u8], value: &[u8], flags: XattrSet) 
 
 /// Removes an attribute. ENODATA, and as [`ext4_setxattr`].
 pub fn ext4_removexattr(inode: &Inode, name: &[u8]) -> Result {
+    let _syscall = syscall("ext4_removexattr");
     change(inode, name, None, XattrSet::Replace)
 }
 

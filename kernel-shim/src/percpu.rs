@@ -5,12 +5,12 @@
 //! an I/O is shared that need not be.
 
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::sched;
+use crate::sync::atomic::{AtomicU32, Ordering};
 
-/// How many copies there are; CPUs beyond share. A power of two.
-pub(crate) const COPIES: usize = 8;
+/// How many copies there are; CPUs beyond share.
+pub use crate::sync::atomic::COPIES;
 
 /// A value that has its cache lines to itself.
 #[doc(alias = "____cacheline_aligned_in_smp")]

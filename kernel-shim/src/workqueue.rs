@@ -49,6 +49,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use crate::alloc::{Arc, GFP_KERNEL, KBox, KVec, PoolBox};
 use crate::error::{Result, code};
 use crate::sched::{self, JoinHandle};
+use crate::sync::lockdep::{self, Dep, Kind};
 use crate::sync::{SpinLock, WaitQueue};
 
 /// How many threads a queue can have.
@@ -213,6 +214,8 @@ where
 /// The part of a queue that its threads share with it.
 struct Shared {
     state: SpinLock<State>,
+    /// Held by who runs a work.
+    dep: Dep,
     /// Workers wait here for work.
     more: WaitQueue,
     /// Flushers wait here for the end of works.
@@ -317,7 +320,12 @@ impl Workqueue {
         if nr_workers == 0 || nr_workers > MAX_WORKERS {
             return Err(code::EINVAL);
         }
-        let shared = Shared { state: SpinLock::new(State::new()), more: WaitQueue::new(), done: WaitQueue::new() };
+        let shared = Shared {
+            state: SpinLock::named("wq", State::new()),
+            dep: Dep::new(Kind::Map, Some(name), || "()"),
+            more: WaitQueue::new(),
+            done: WaitQueue::new(),
+        };
         let shared = Arc::new(shared, GFP_KERNEL)?;
         let workers = KVec::with_capacity(nr_workers, GFP_KERNEL)?;
         // From here on an error drops the queue, which ends the threads that there are already.
@@ -375,6 +383,7 @@ impl Workqueue {
 
     fn wait_until(&self, reached: impl Fn(u64) -> bool) {
         sched::might_sleep();
+        self.shared.dep.might_wait();
         bug_on!(self.is_worker(), "{}: a work waits for its own end", self.name);
         self.shared.done.wait_event(|| {
             let state = self.shared.state.lock();
@@ -399,6 +408,9 @@ impl Drop for Workqueue {
     /// threads end by themselves.
     fn drop(&mut self) {
         let wait = !self.is_worker();
+        if wait {
+            self.shared.dep.might_wait();
+        }
         self.shared.state.lock().stopping = true;
         self.shared.more.wake_up_all();
         for worker in mem::take(&mut self.workers) {
@@ -441,7 +453,11 @@ fn work_for(shared: &Shared, worker: usize) {
             todo.is_some() || stop
         });
         match todo {
-            Some(Todo { run, item }) => run(item),
+            Some(Todo { run, item }) => {
+                let _work = lockdep::syscall("work");
+                let _running = shared.dep.held();
+                run(item);
+            }
             None => break,
         }
     }

@@ -16,7 +16,7 @@ use super::disk::*;
 use super::journal::{GROUP_TAGS, Journal, Logged};
 use super::revoke::put_revoke_block;
 use super::transaction::{JournalHead, Transaction, TransactionLists};
-use super::{Freed, Tid};
+use super::{Freed, JBD2_COMMIT, JBD2_HANDLE, Tid};
 use crate::IRef;
 
 /// A transaction on its way into the log.
@@ -47,6 +47,7 @@ const LOG_WRITE: ReqOpf = ReqOpf::REQ_OP_WRITE.union(ReqOpf::META).union(ReqOpf:
 impl Journal {
     /// Commits the running transaction, if there is one. By the thread alone. An error aborts the journal.
     pub(super) fn jbd2_journal_commit_transaction(&self) {
+        let _commit = JBD2_COMMIT.hold();
         self.clean_checkpoint_list();
         let Some(trans) = self.lock_transaction() else { return };
         let format = *self.format.lock();
@@ -78,6 +79,7 @@ impl Journal {
             running.locked = true;
             running.trans.clone()
         };
+        JBD2_HANDLE.might_wait();
         self.j_wait_updates.wait_event(|| {
             let state = self.state.lock();
             state.running.as_ref().is_none_or(|running| running.updates == 0)

@@ -14,7 +14,7 @@ use kernel_shim::{pr_err, pr_notice};
 use super::check::{CheckedSb, check_map};
 use super::disk::*;
 use super::transaction::{HeadTable, Transaction};
-use super::{JournalOptions, LogExtent, Tid};
+use super::{JBD2_COMMIT, JBD2_HANDLE, JournalOptions, LogExtent, Tid};
 use crate::SuperBlock;
 
 /// Blocks that are never given to a transaction.
@@ -175,21 +175,21 @@ impl Journal {
             last,
             fc_last,
             revokes_per_block: (blocksize as usize - 20) / 8,
-            format: SpinLock::new(format),
+            format: SpinLock::named("j_format", format),
             max_transaction: whole.saturating_sub(overhead),
             reserve: whole,
-            state: SpinLock::new(state),
+            state: SpinLock::named("j_state_lock", state),
             aborted: AtomicBool::new(false),
-            sb_buf: Mutex::new(buf),
-            j_checkpoint_mutex: Mutex::new(()),
-            spare: Mutex::new(spare),
+            sb_buf: Mutex::named("j_sb_buf", buf),
+            j_checkpoint_mutex: Mutex::named("j_checkpoint_mutex", ()),
+            spare: Mutex::named("j_spare", spare),
             heads: HeadTable::new(len as usize)?,
             j_wait_transaction_locked: WaitQueue::new(),
             j_wait_updates: WaitQueue::new(),
             j_wait_commit: WaitQueue::new(),
             j_wait_done_commit: WaitQueue::new(),
-            thread: Mutex::new(None),
-            sb: SpinLock::new(None),
+            thread: Mutex::named("j_thread", None),
+            sb: SpinLock::named("j_sb", None),
         };
         Ok(Arc::new(journal, GFP_KERNEL)?)
     }
@@ -414,6 +414,7 @@ impl Journal {
     #[doc(alias = "jbd2_log_wait_commit")]
     pub fn log_wait_commit(&self, tid: Tid) -> Result {
         let mut done = Ok(());
+        JBD2_COMMIT.might_wait();
         self.j_wait_done_commit.wait_event(|| {
             let state = self.state.lock();
             if tid_geq(state.commit_sequence, tid) {
@@ -581,6 +582,7 @@ impl Journal {
     #[doc(alias = "jbd2_journal_lock_updates")]
     pub fn lock_updates(&self) {
         self.state.lock().barrier += 1;
+        JBD2_HANDLE.might_wait();
         self.j_wait_updates.wait_event(|| {
             let state = self.state.lock();
             state.running.as_ref().is_none_or(|running| running.updates == 0)

@@ -36,6 +36,7 @@ mod revoke;
 mod transaction;
 
 use kernel_shim::error::{Error, Result};
+use kernel_shim::sync::lockdep::LockMap;
 
 pub use journal::Journal;
 pub use recovery::RecoveryInfo;
@@ -43,6 +44,12 @@ pub use transaction::Handle;
 
 use crate::ext4::Group;
 use crate::{Inode, SuperBlock};
+
+/// Held by who has a handle: the end of a transaction waits for them all.
+#[doc(alias = "j_trans_commit_map")]
+static JBD2_HANDLE: LockMap = LockMap::new("jbd2_handle");
+/// Held by the thread while it commits.
+static JBD2_COMMIT: LockMap = LockMap::new("jbd2_commit");
 
 /// Number of a transaction: C's `tid_t`. Wraps around.
 pub type Tid = u32;

@@ -16,10 +16,11 @@ use kernel_shim::alloc::{Arc, GFP_ATOMIC, GFP_KERNEL, GFP_NOFAIL, GFP_NOFS, KVec
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::buffer::BufferHead;
 use kernel_shim::sync::SpinLock;
+use kernel_shim::sync::lockdep::HeldMap;
 
 use super::journal::{Journal, Running};
 use super::revoke::RevokeSet;
-use super::{Freed, Tid};
+use super::{Freed, JBD2_COMMIT, JBD2_HANDLE, Tid};
 use crate::IRef;
 
 /// A block's part in a transaction.
@@ -75,7 +76,7 @@ pub(super) struct TransactionLists {
 
 impl Transaction {
     pub(super) fn new(tid: Tid) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { tid, lists: SpinLock::new(TransactionLists::default()) }, GFP_NOFS | GFP_NOFAIL)?)
+        Ok(Arc::new(Self { tid, lists: SpinLock::named("t_lists", TransactionLists::default()) }, GFP_NOFS | GFP_NOFAIL)?)
     }
 }
 
@@ -91,7 +92,7 @@ impl HeadTable {
         let count = (heads / 4).clamp(64, 1 << 14).next_power_of_two();
         let mut buckets = KVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
-            buckets.push(SpinLock::new(KVec::new()), GFP_KERNEL)?;
+            buckets.push(SpinLock::named("jh_hash", KVec::new()), GFP_KERNEL)?;
         }
         Ok(Self { buckets })
     }
@@ -112,7 +113,7 @@ impl HeadTable {
         if let Some(jh) = self.find(bh.block()) {
             return Ok(jh);
         }
-        let new = JournalHead { bh: bh.clone(), state: SpinLock::new(JhState::default()) };
+        let new = JournalHead { bh: bh.clone(), state: SpinLock::named("jh_state", JhState::default()) };
         let new = Arc::new(new, GFP_NOFS | GFP_NOFAIL)?;
         let bucket = self.bucket(bh.block()).ok_or(ENOMEM)?;
         loop {
@@ -169,6 +170,8 @@ pub struct Handle {
     revokes: u32,
     sync: bool,
     open: bool,
+    /// As long as it is part of a transaction.
+    held: Option<HeldMap>,
 }
 
 impl Handle {
@@ -176,7 +179,8 @@ impl Handle {
     #[doc(alias = "jbd2_journal_start")]
     pub fn start(journal: &Arc<Journal>, credits: u32) -> Result<Self> {
         let trans = journal.start_this_handle(credits)?;
-        Ok(Self { journal: journal.clone(), trans, credits, revokes: 0, sync: false, open: true })
+        let held = Some(JBD2_HANDLE.hold());
+        Ok(Self { journal: journal.clone(), trans, credits, revokes: 0, sync: false, open: true, held })
     }
 
     /// The transaction.
@@ -348,7 +352,7 @@ impl Handle {
         self.leave();
         self.journal.log_start_commit_if_full(tid, credits);
         self.trans = self.journal.start_this_handle(credits)?;
-        (self.credits, self.open) = (credits, true);
+        (self.credits, self.open, self.held) = (credits, true, Some(JBD2_HANDLE.hold()));
         Ok(())
     }
 
@@ -395,6 +399,7 @@ impl Handle {
         let blocks = |revoked: usize| revoked.div_ceil(records) as u32;
         let revoked = blocks(self.trans.lists.lock().revoked.blocks().len());
         self.credits = 0;
+        self.held = None;
         let wake = self.journal.with_running(self.tid(), |running| {
             // What the records of all handles take so far is counted once.
             let more = revoked.saturating_sub(running.revoke_blocks);
@@ -445,6 +450,7 @@ impl Journal {
             return Err(ENOSPC);
         }
         let mut new = None;
+        JBD2_COMMIT.might_wait();
         loop {
             match self.look_for_room(credits, &mut new)? {
                 Room::Got(trans) => return Ok(trans),

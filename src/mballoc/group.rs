@@ -48,7 +48,7 @@ pub(crate) struct GroupInfo {
 impl GroupInfo {
     fn new(free: u32) -> Self {
         Self {
-            lock: Mutex::new(None),
+            lock: Mutex::named("group", None),
             bb_free: AtomicU32::new(free),
             bb_fragments: AtomicU32::new(0),
             bb_largest_free: AtomicU32::new(0),

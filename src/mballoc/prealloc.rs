@@ -9,7 +9,7 @@
 //! asked for, here only behind.
 
 use kernel_shim::alloc::{GFP_NOFS, KVec};
-use kernel_shim::percpu::PerCpu;
+use kernel_shim::percpu::{COPIES as PERCPU_COPIES, CacheAligned, PerCpu};
 use kernel_shim::sync::Mutex;
 
 use super::{AllocationRequest, MbFlags, Run};
@@ -39,11 +39,21 @@ struct InodePa {
 }
 
 /// All preallocations of a mount. The locks are taken with none of the allocator's held, and nothing is locked under them.
-#[derive(Default)]
 pub(crate) struct Preallocs {
     inodes: [Mutex<KVec<InodePa>>; SHARDS],
     #[doc(alias = "ext4_locality_group")]
     locality: PerCpu<Mutex<heapless::Vec<Run, LOCALITY_RUNS>>>,
+}
+
+impl Default for Preallocs {
+    fn default() -> Self {
+        Self {
+            inodes: [const { Mutex::named("pa_inode", KVec::new()) }; SHARDS],
+            locality: PerCpu::new(
+                [const { CacheAligned(Mutex::named("lg_mutex", heapless::Vec::new())) }; PERCPU_COPIES],
+            ),
+        }
+    }
 }
 
 /// What is done with blocks beyond those asked for.

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use kernel_shim::alloc::Arc;
 use kernel_shim::error::Result;
 use kernel_shim::fs::inode::{S_IFBLK, S_IFCHR, S_IFMT};
+use kernel_shim::sync::lockdep::syscall;
 use kernel_shim::time::Timespec64;
 
 use super::{path_lookupat, want_write};
@@ -75,24 +76,28 @@ pub fn vfs_getattr(inode: &Inode) -> Kstat {
 
 /// `stat`, or `lstat` without `follow`. Errors are those of the way there.
 pub fn path_stat(sb: &Arc<SuperBlock>, path: &[u8], follow: bool) -> Result<Kstat> {
+    let _syscall = syscall("path_stat");
     Ok(vfs_getattr(&*path_lookupat(sb, path, follow)?))
 }
 
 /// Sets attributes, with the right to write. The same for whoever has the inode in hand already.
 #[doc(alias = "notify_change")]
 pub fn vfs_setattr(inode: &IRef, attr: &Iattr) -> Result {
+    let _syscall = syscall("vfs_setattr");
     let _write = want_write(inode.i_sb())?;
     ext4_setattr(inode, attr)
 }
 
 /// `chmod`: permissions alone. Follows symbolic links, as all below do; errors as [`ext4_setattr`].
 pub fn path_chmod(sb: &Arc<SuperBlock>, path: &[u8], mode: u32) -> Result {
+    let _syscall = syscall("path_chmod");
     let attr = Iattr { ia_valid: AttrValid::MODE | AttrValid::CTIME, ia_mode: mode & 0o7777, ..Iattr::default() };
     vfs_setattr(&path_lookupat(sb, path, true)?, &attr)
 }
 
 /// `chown`, or `lchown` without `follow`: what is given changes.
 pub fn path_chown(sb: &Arc<SuperBlock>, path: &[u8], uid: Option<u32>, gid: Option<u32>, follow: bool) -> Result {
+    let _syscall = syscall("path_chown");
     let mut ia_valid = AttrValid::CTIME;
     ia_valid.set(AttrValid::UID, uid.is_some());
     ia_valid.set(AttrValid::GID, gid.is_some());
@@ -115,6 +120,7 @@ pub enum Utime {
 
 /// `utimensat`, on a symbolic link itself without `follow`.
 pub fn path_utimens(sb: &Arc<SuperBlock>, path: &[u8], atime: Utime, mtime: Utime, follow: bool) -> Result {
+    let _syscall = syscall("path_utimens");
     let inode = path_lookupat(sb, path, follow)?;
     if atime == Utime::Omit && mtime == Utime::Omit {
         return Ok(());
@@ -135,6 +141,7 @@ pub fn path_utimens(sb: &Arc<SuperBlock>, path: &[u8], atime: Utime, mtime: Utim
 
 /// `truncate`.
 pub fn path_truncate(sb: &Arc<SuperBlock>, path: &[u8], size: i64) -> Result {
+    let _syscall = syscall("path_truncate");
     let attr = Iattr { ia_valid: AttrValid::SIZE, ia_size: size, ..Iattr::default() };
     vfs_setattr(&path_lookupat(sb, path, true)?, &attr)
 }

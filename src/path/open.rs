@@ -5,6 +5,7 @@ use kernel_shim::alloc::Arc;
 use kernel_shim::error::Result;
 use kernel_shim::error::code::{EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENXIO, EPERM};
 use kernel_shim::fs::{InodeFlags, OpenFlags};
+use kernel_shim::sync::lockdep::syscall;
 
 use super::vfs::{lock_dir, lookup_locked, may_create};
 use super::walk::{Last, Nameidata};
@@ -21,6 +22,7 @@ use crate::{File, IRef, SuperBlock};
 /// pipes and sockets, EINVAL, EPERM, EROFS, ENOSPC; what [`File::open`](kernel_shim::fs::File::open) and the way there
 /// have. Sleeps.
 pub fn path_open(sb: &Arc<SuperBlock>, path: &[u8], flags: OpenFlags, mode: u32, cred: &Cred) -> Result<Arc<File>> {
+    let _syscall = syscall("path_open");
     let mode = mode & !cred.umask & 0o7777;
     if flags.contains(OpenFlags::O_TMPFILE) {
         return open_tmpfile(sb, path, flags, mode, cred);
@@ -137,6 +139,7 @@ fn open_tmpfile(sb: &Arc<SuperBlock>, path: &[u8], flags: OpenFlags, mode: u32, 
 
 /// Makes a regular file without a name. ENOENT for a directory that was removed; see [`ext4_tmpfile`]. Sleeps.
 pub fn vfs_tmpfile(dir: &IRef, mode: u32, cred: &Cred) -> Result<IRef> {
+    let _syscall = syscall("vfs_tmpfile");
     let _write = want_write(dir.i_sb())?;
     let dir = lock_dir(dir)?;
     may_create(&dir)?;

@@ -6,8 +6,9 @@ use core::ops::ControlFlow;
 use kernel_shim::alloc::{Arc, GFP_KERNEL, KVec};
 use kernel_shim::error::Result;
 use kernel_shim::error::code::{EBUSY, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, EXDEV};
-use kernel_shim::fs::InodeFlags;
+use kernel_shim::fs::{I_MUTEX_CHILD, I_MUTEX_CHILD2, I_MUTEX_NORMAL, I_MUTEX_SECOND, InodeFlags};
 use kernel_shim::sync::MutexGuard;
+use kernel_shim::sync::lockdep::syscall;
 
 use super::{Cred, Dirent, Qstr, want_write};
 use crate::corrupt::{Corrupt, Ext4Error};
@@ -27,10 +28,15 @@ const DEPTH_MAX: usize = 1 << 20;
 /// Locks a directory, which may have been removed while we waited: then nothing is in it, and nothing comes into it. ENOENT,
 /// ENOTDIR.
 pub(super) fn lock_dir(dir: &IRef) -> Result<Locked<'_>> {
+    lock_dir_nested(dir, I_MUTEX_NORMAL)
+}
+
+/// The same, the second of two for instance: see [`kernel_shim::fs::Inode::lock_nested`].
+fn lock_dir_nested(dir: &IRef, subclass: u8) -> Result<Locked<'_>> {
     if !dir.is_dir() {
         return Err(ENOTDIR);
     }
-    let locked = dir.lock();
+    let locked = dir.lock_nested(subclass);
     if locked.i_nlink() == 0 { Err(ENOENT) } else { Ok(locked) }
 }
 
@@ -46,6 +52,7 @@ pub(super) fn lookup_locked(dir: &Locked<'_>, name: &[u8]) -> Result<Option<IRef
 
 /// What `name` in `dir` leads to. ENOENT, ENOTDIR, ENAMETOOLONG, EIO, ENOMEM, corruptions. Sleeps.
 pub fn vfs_lookup(dir: &IRef, name: &[u8]) -> Result<IRef> {
+    let _syscall = syscall("vfs_lookup");
     lookup_locked(&lock_dir(dir)?, name)?.ok_or(ENOENT)
 }
 
@@ -81,27 +88,32 @@ fn make<'d>(dir: &'d IRef, name: &[u8], f: impl FnOnce(&Locked<'d>) -> Result<IR
 
 /// Makes a regular file. EEXIST, ENOENT in a directory that was removed, EPERM in an immutable one; see [`ext4_create`]. Sleeps.
 pub fn vfs_create(dir: &IRef, name: &[u8], mode: u32, cred: &Cred) -> Result<IRef> {
+    let _syscall = syscall("vfs_create");
     make(dir, name, |dir| ext4_create(dir, name, mode, cred.uid, cred.gid))
 }
 
 /// Makes a device, pipe or socket. As [`vfs_create`].
 pub fn vfs_mknod(dir: &IRef, name: &[u8], mode: u32, rdev: u32, cred: &Cred) -> Result<IRef> {
+    let _syscall = syscall("vfs_mknod");
     make(dir, name, |dir| ext4_mknod(dir, name, mode, rdev, cred.uid, cred.gid))
 }
 
 /// Makes a directory. As [`vfs_create`]; EMLINK.
 pub fn vfs_mkdir(dir: &IRef, name: &[u8], mode: u32, cred: &Cred) -> Result<IRef> {
+    let _syscall = syscall("vfs_mkdir");
     make(dir, name, |dir| ext4_mkdir(dir, name, mode, cred.uid, cred.gid))
 }
 
 /// Makes a symbolic link. As [`vfs_create`]; ENAMETOOLONG for the target.
 pub fn vfs_symlink(dir: &IRef, name: &[u8], target: &[u8], cred: &Cred) -> Result<IRef> {
+    let _syscall = syscall("vfs_symlink");
     make(dir, name, |dir| ext4_symlink(dir, name, target, cred.uid, cred.gid))
 }
 
 /// Gives `inode` one name more. As [`vfs_create`]; ENOENT if it has none, EMLINK, EPERM for a directory and for what is
 /// immutable or append-only, EXDEV.
 pub fn vfs_link(inode: &IRef, dir: &IRef, name: &[u8]) -> Result {
+    let _syscall = syscall("vfs_link");
     link(inode, dir, name, false)
 }
 
@@ -130,6 +142,7 @@ pub(super) fn link(inode: &IRef, dir: &IRef, name: &[u8], linkable: bool) -> Res
 ///
 /// ENOENT, EISDIR, ENOTDIR for a slash behind the name; EPERM if the file or the directory is immutable or append-only. Sleeps.
 pub fn vfs_unlink(dir: &IRef, name: Qstr<'_>) -> Result {
+    let _syscall = syscall("vfs_unlink");
     let _write = want_write(dir.i_sb())?;
     // Dropped after the locks: it may be the last reference, and then the inode is deleted under a handle of its own.
     let victim;
@@ -145,12 +158,13 @@ pub fn vfs_unlink(dir: &IRef, name: Qstr<'_>) -> Result {
 
 /// Removes an empty directory. As [`vfs_unlink`]; ENOTDIR, ENOTEMPTY.
 pub fn vfs_rmdir(dir: &IRef, name: &[u8]) -> Result {
+    let _syscall = syscall("vfs_rmdir");
     let _write = want_write(dir.i_sb())?;
     let victim;
     let dir = lock_dir(dir)?;
     victim = lookup_locked(&dir, name)?.ok_or(ENOENT)?;
     may_delete(&dir, &victim, true)?;
-    let locked = victim.lock();
+    let locked = victim.lock_nested(I_MUTEX_CHILD);
     ext4_rmdir(&dir, name, &locked)
 }
 
@@ -190,10 +204,10 @@ fn lock_rename<'a>(old: &'a IRef, new: &'a IRef) -> Result<RenameLocks<'a>> {
     let old_first = below_old.is_some() || (below_new.is_none() && old.i_ino() < new.i_ino());
     let (old, new) = if old_first {
         let old = lock_dir(old)?;
-        (old, lock_dir(new)?)
+        (old, lock_dir_nested(new, I_MUTEX_SECOND)?)
     } else {
         let new = lock_dir(new)?;
-        (lock_dir(old)?, new)
+        (lock_dir_nested(old, I_MUTEX_SECOND)?, new)
     };
     Ok(RenameLocks { old, new: Some(new), trap: below_old.or(below_new), _mutex: Some(mutex) })
 }
@@ -262,6 +276,7 @@ fn may_rename(
 /// ENOENT, EEXIST, ENOTDIR, EISDIR, ENOTEMPTY, EINVAL for a directory into itself, EBUSY, EPERM, EXDEV; see [`ext4_rename2`].
 /// Sleeps.
 pub fn vfs_rename((old_dir, old): (&IRef, Qstr<'_>), (new_dir, new): (&IRef, Qstr<'_>), flags: RenameFlags) -> Result {
+    let _syscall = syscall("vfs_rename");
     let _write = want_write(old_dir.i_sb())?;
     // Dropped after the locks: the target may lose its last name.
     let (source, target);
@@ -286,8 +301,12 @@ pub fn vfs_rename((old_dir, old): (&IRef, Qstr<'_>), (new_dir, new): (&IRef, Qst
 fn lock_two<'a>(a: Option<&'a IRef>, b: Option<&'a IRef>) -> [Option<Locked<'a>>; 2] {
     let key = |inode: Option<&IRef>| inode.map(|inode| (!inode.is_dir(), inode.i_ino()));
     let (first, second) = if key(a) <= key(b) { (a, b) } else { (b, a) };
-    let first = first.map(|inode| inode.lock());
-    [first, second.map(|inode| inode.lock())]
+    // By what each is: the two orders do not mix.
+    let nested = |inode: &IRef, child| if inode.is_dir() { child } else { I_MUTEX_NORMAL };
+    let files = first.is_some_and(|inode| !inode.is_dir());
+    let first = first.map(|inode| inode.lock_nested(nested(inode, I_MUTEX_CHILD)));
+    let second_class = |inode: &IRef| if files { I_MUTEX_SECOND } else { nested(inode, I_MUTEX_CHILD2) };
+    [first, second.map(|inode| inode.lock_nested(second_class(inode)))]
 }
 
 // ---- reading
@@ -296,6 +315,7 @@ fn lock_two<'a>(a: Option<&'a IRef>, b: Option<&'a IRef>) -> [Option<Locked<'a>>
 /// was removed, EIO, ENOMEM, corruptions. Sleeps.
 #[doc(alias = "iterate_dir")]
 pub fn vfs_readdir(dir: &IRef, pos: &mut u64, max: usize, list: &mut KVec<Dirent>) -> Result {
+    let _syscall = syscall("vfs_readdir");
     let locked = lock_dir(dir)?;
     let mut left = max;
     let mut failed = Ok(());

@@ -7,9 +7,9 @@ use core::marker::PhantomData;
 use core::mem::{ManuallyDrop, offset_of};
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use super::{AllocError, Flags, kfree, kmalloc};
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 
 /// Shared owner of a value in kernel memory. There are no weak references.
 ///

@@ -109,8 +109,8 @@ impl<T, const N: usize> Pool<T, N> {
     /// If `capacity` exceeds `N`.
     pub fn new(capacity: usize, flags: Flags, name: &'static str) -> Result<Pool<T, N>, AllocError> {
         bug_on!(capacity > N, "pool {name}: {capacity} objects in room for {N}");
-        let own = PerCpu::new([const { CacheAligned(SpinLock::new(Vec::new())) }; COPIES]);
-        let free = KBox::new(Free { own, list: SpinLock::new(Vec::<SlotPtr<T>, N>::new()) }, flags)?;
+        let own = PerCpu::new([const { CacheAligned(SpinLock::named("pool_cpu", Vec::new())) }; COPIES]);
+        let free = KBox::new(Free { own, list: SpinLock::named("pool", Vec::<SlotPtr<T>, N>::new()) }, flags)?;
         let mut slots = KVec::with_capacity(capacity, flags)?;
         let home: NonNull<FreeView<T>> = NonNull::from(&*free);
         for _ in 0..capacity {

@@ -20,6 +20,10 @@ use super::blkdev::{Gendisk, QueueLimits};
 use super::flush::FlushSeq;
 use super::request::RqHead;
 use crate::error::{Error, Result};
+use crate::sync::lockdep::LockMap;
+
+/// Held by who ends a bio, which many wait for.
+pub(crate) static BIO: LockMap = LockMap::new("bio");
 
 /// log2 of [`SECTOR_SIZE`].
 pub const SECTOR_SHIFT: u32 = 9;
@@ -290,6 +294,7 @@ impl BioPtr {
     #[doc(alias = "bio_endio")]
     #[inline]
     pub fn endio(mut self, result: Result) {
+        let _bio = BIO.hold();
         self.bi_status = result.err();
         (self.bi_end_io)(self);
     }

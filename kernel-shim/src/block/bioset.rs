@@ -10,17 +10,16 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::bio::{Bio, BioPtr, ReqOpf};
+use super::bio::{BIO, Bio, BioPtr, ReqOpf};
 use super::blkdev::Gendisk;
 use crate::alloc::{Flags, KVec};
 use crate::error::Result;
-use crate::percpu::PerCpu;
+use crate::percpu::{COPIES, CacheAligned, PerCpu};
 use crate::sync::{SpinLock, WaitQueue};
 
 /// How many bios a disk has unless told otherwise.
 pub(crate) const BIO_POOL_SIZE: usize = 1024;
 
-#[derive(Default)]
 struct Free {
     head: Option<NonNull<Bio>>,
     available: usize,
@@ -72,7 +71,9 @@ impl BioSet {
     /// An empty set.
     pub(crate) fn new() -> Self {
         Self {
-            free: PerCpu::default(),
+            free: PerCpu::new(
+                [const { CacheAligned(SpinLock::named("bio_free", Free { head: None, available: 0 })) }; COPIES],
+            ),
             waiters: AtomicUsize::new(0),
             wakers: AtomicUsize::new(0),
             wait: WaitQueue::new(),
@@ -138,6 +139,7 @@ impl BioSet {
     pub(crate) fn get(&self, opf: ReqOpf) -> BioPtr {
         self.waiters.fetch_add(1, Ordering::Relaxed);
         let mut got = None;
+        BIO.might_wait();
         self.wait.wait_event(|| {
             got = self.try_get(opf);
             got.is_some()

@@ -13,7 +13,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use super::bio::{BioPtr, ReqOp, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE};
+use super::bio::{BIO, BioPtr, ReqOp, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE};
 use super::bioset::{BIO_POOL_SIZE, BioSet};
 use super::request::Request;
 use super::{BlkPlug, flush, plug};
@@ -610,6 +610,7 @@ impl<'a> IoBatch<'a> {
         impl Drop for Wait<'_, '_> {
             fn drop(&mut self) {
                 self.0.put();
+                BIO.might_wait();
                 self.0.done.wait();
             }
         }
@@ -677,6 +678,7 @@ pub fn submit_bio_wait(bdev: &Bdev, mut bio: BioPtr) -> Result {
         sched::unpark(task);
     };
     submit_bio_last(bdev, bio);
+    BIO.might_wait();
     loop {
         match wait.state.load(Ordering::Acquire) {
             PENDING => sched::schedule(),

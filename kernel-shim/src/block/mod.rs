@@ -33,6 +33,7 @@ pub mod sim;
 #[cfg(all(test, feature = "host"))]
 mod tests;
 
+pub(crate) use bio::BIO;
 pub use bio::{BIO_MAX_VECS, Bio, BioPtr, BioVec, ReqOp, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE};
 pub use blkdev::{
     Bdev, BlockDevice, DiskStats, IoBatch, QueueLimits, bdev_rw, bdev_write_pieces, bio_alloc, blkdev_issue_flush,

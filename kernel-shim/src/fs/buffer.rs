@@ -27,6 +27,7 @@ use crate::alloc::{Arc, GFP_ATOMIC, GFP_KERNEL, GFP_NOFAIL, GFP_NOFS, KVec, make
 use crate::block::{Bdev, IoBatch, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE, bio_alloc, submit_bio_wait};
 use crate::error::{Result, code};
 use crate::sched::sched_access;
+use crate::sync::lockdep;
 use crate::sync::{RwSemReadGuard, RwSemWriteGuard, RwSemaphore, SpinLock};
 
 #[cfg(all(test, feature = "host"))]
@@ -137,12 +138,28 @@ impl BufferHead {
     /// Not twice in one task: a writer that comes in between would stop the second for ever.
     #[doc(alias = "b_data")]
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn read(&self) -> BufferRead<'_> {
         BufferRead { guard: self.0.data.read() }
     }
 
+    /// [`BufferHead::read`] of a block that may be locked with others locked; `subclass`, 1 to 3, says which of them goes first.
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    pub fn read_nested(&self, subclass: u8) -> BufferRead<'_> {
+        lockdep::subclass(subclass);
+        self.read()
+    }
+
+    /// [`BufferHead::write`], the same way.
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    pub fn write_nested(&self, subclass: u8) -> BufferWrite<'_> {
+        lockdep::subclass(subclass);
+        self.write()
+    }
+
     /// [`BufferHead::read`], if it need not sleep.
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn try_read(&self) -> Option<BufferRead<'_>> {
         Some(BufferRead { guard: self.0.data.try_read()? })
     }
@@ -150,12 +167,14 @@ impl BufferHead {
     /// Locks the bytes for writing. Sleeps while somebody has them, write-back included.
     #[doc(alias = "lock_buffer")]
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn write(&self) -> BufferWrite<'_> {
         BufferWrite { bh: self, guard: self.0.data.write() }
     }
 
     /// [`BufferHead::write`], if it need not sleep. Any context.
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn try_write(&self) -> Option<BufferWrite<'_>> {
         Some(BufferWrite { bh: self, guard: self.0.data.try_write()? })
     }
@@ -362,7 +381,7 @@ impl BufferCache {
         let nr_buckets = (max_blocks / BUCKET_SIZE).clamp(16, 1 << 16).next_power_of_two();
         let mut buckets = KVec::with_capacity(nr_buckets, GFP_KERNEL)?;
         for _ in 0..nr_buckets {
-            buckets.push(Bucket::new(KVec::new()), GFP_KERNEL)?;
+            buckets.push(Bucket::named("bh_hash", KVec::new()), GFP_KERNEL)?;
         }
         let nr_blocks = bdev.nr_sectors() >> (block_size.trailing_zeros() - SECTOR_SHIFT);
         Ok(Self {
@@ -431,7 +450,7 @@ impl BufferCache {
         let new = Buffer {
             block,
             state: AtomicU32::new(BhState::REFERENCED.bits()),
-            data: RwSemaphore::new(Data::new(self.block_size as usize, GFP_NOFS | GFP_NOFAIL)?),
+            data: RwSemaphore::named("buffer", Data::new(self.block_size as usize, GFP_NOFS | GFP_NOFAIL)?),
         };
         self.insert(BufferHead(Arc::new(new, GFP_NOFS | GFP_NOFAIL)?))
     }

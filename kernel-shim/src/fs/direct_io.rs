@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use super::{DioCount, FileSystem, Inode, IocbFlags, IovIter, KiComplete, Kiocb, Locked, Rw};
 use crate::alloc::{Arc, GFP_KERNEL, Pool, PoolBox};
-use crate::block::{Bdev, BioPtr};
+use crate::block::{BIO, Bdev, BioPtr};
 use crate::error::{Error, Result, code::*};
 use crate::mm::filemap;
 use crate::sched::{self, Task};
@@ -148,6 +148,7 @@ impl Flight {
     /// For the submitter: sleeps until no bio is in flight any more.
     #[inline]
     fn land(&self) {
+        BIO.might_wait();
         while self.references() != 1 {
             sched::schedule();
         }
@@ -554,6 +555,7 @@ fn dio_end<F: FileSystem>(
 fn dio_complete<F: FileSystem>(mut dio: PoolBox<Dio<F>>, failed: Option<Error>, aio: bool) -> Result<usize> {
     // SAFETY: by the type's invariant; `filp` below keeps it as long as it is used.
     let inode = unsafe { dio.inode.as_ref() };
+    let completes = inode.inode_dio_completes();
     let (offset, size) = (dio.offset, dio.size);
     let private = dio.private.take();
     // One whose submission ended with a result is synced by the submitter. Not at submission: that would promise
@@ -575,6 +577,7 @@ fn dio_complete<F: FileSystem>(mut dio: PoolBox<Dio<F>>, failed: Option<Error>, 
     }
     let (ki_complete, filp) = (dio.ki_complete.take(), dio.filp.take());
     inode.i_sb().s_dio.free(dio);
+    drop(completes);
     // From here on truncate may pass.
     inode.inode_dio_done();
     // Before the listener hears: who closes the file then and unmounts does not find it open. Nothing of the inode is touched

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! `sb_start_write` and `freeze_super`: a gate that writers go through, and that can be shut.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-
 use crate::percpu::{CacheAligned, PerCpu};
 use crate::sync::WaitQueue;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::lockdep::{Dep, Kind, Mode};
 
 /// Counts those who are inside, one counter to a CPU, and can be shut: then nobody gets in, and who shuts it waits until those
 /// inside have left. (`struct percpu_rw_semaphore` in `s_writers`.)
@@ -17,6 +17,8 @@ pub struct FreezeGate {
     shut: AtomicBool,
     /// Those who wait to get in, and the one who waits for all to have left.
     wait: WaitQueue,
+    /// Being inside is like having a lock for reading.
+    dep: Dep,
 }
 
 /// Somebody is inside a [`FreezeGate`] as long as this lives.
@@ -27,19 +29,22 @@ pub struct WriteAccess<'a> {
 }
 
 impl FreezeGate {
-    /// Open.
-    pub const fn new() -> Self {
+    /// Open. [lockdep](crate::sync::lockdep) knows it by `name`.
+    pub fn new(name: &'static str) -> Self {
         Self {
             inside: PerCpu::new([const { CacheAligned(AtomicU32::new(0)) }; crate::percpu::COPIES]),
             shut: AtomicBool::new(false),
             wait: WaitQueue::new(),
+            dep: Dep::new(Kind::Map, Some(name), || "()"),
         }
     }
 
     /// Goes in, unless it is shut. Does not sleep; any context.
     #[doc(alias = "sb_start_write_trylock")]
     #[inline(always)]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn try_enter(&self) -> Option<WriteAccess<'_>> {
+        self.dep.hold_tried(Mode::Read);
         let counter = self.inside.this();
         // Counted, then looked; who shuts it has it the other way round. So one of the two sees the other.
         counter.fetch_add(1, Ordering::SeqCst);
@@ -51,7 +56,9 @@ impl FreezeGate {
     /// Goes in; sleeps while it is shut.
     #[doc(alias = "sb_start_write")]
     #[inline(always)]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn enter(&self) -> WriteAccess<'_> {
+        self.dep.might_wait();
         match self.try_enter() {
             Some(access) => access,
             None => self.enter_slow(),
@@ -59,6 +66,7 @@ impl FreezeGate {
     }
 
     #[cold]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     fn enter_slow(&self) -> WriteAccess<'_> {
         loop {
             self.wait.wait_event(|| !self.is_shut());
@@ -77,6 +85,7 @@ impl FreezeGate {
     /// Shuts it, and sleeps until nobody is inside. One shuts it at a time.
     #[doc(alias = "sb_wait_write")]
     pub fn shut(&self) {
+        self.dep.might_wait();
         self.shut.store(true, Ordering::SeqCst);
         self.wait.wait_event(|| self.inside.iter().all(|counter| counter.load(Ordering::SeqCst) == 0));
     }
@@ -88,15 +97,10 @@ impl FreezeGate {
     }
 }
 
-impl Default for FreezeGate {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Drop for WriteAccess<'_> {
     #[inline(always)]
     fn drop(&mut self) {
+        self.gate.dep.release();
         self.counter.fetch_sub(1, Ordering::SeqCst);
         if self.gate.shut.load(Ordering::SeqCst) {
             self.gate.wait.wake_up_all();
@@ -118,7 +122,7 @@ mod tests {
 
     #[test]
     fn shutting_waits_for_those_inside_and_keeps_others_out() {
-        let gate = FreezeGate::new();
+        let gate = FreezeGate::new("test");
         let access = gate.try_enter().expect("it is open");
         let (shut, left) = (Flag::new(false), Flag::new(false));
         thread::scope(|scope| {
@@ -144,7 +148,7 @@ mod tests {
 
     #[test]
     fn nobody_is_inside_once_it_is_shut() {
-        let gate = FreezeGate::new();
+        let gate = FreezeGate::new("test");
         let busy = AtomicU32::new(0);
         let stop = Flag::new(false);
         thread::scope(|scope| {

@@ -12,6 +12,7 @@ use crate::alloc::Arc;
 use crate::mm::filemap::AddressSpace;
 use crate::percpu::CacheAligned;
 use crate::sched::{Point, sched_point};
+use crate::sync::lockdep::{self, Dep, HeldDep, Kind, Mode};
 use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
 use crate::testing::trace;
 use crate::time::Timespec64;
@@ -41,6 +42,18 @@ pub const S_ISUID: u32 = 0o4_000;
 pub const S_ISGID: u32 = 0o2_000;
 /// Group may execute.
 pub const S_IXGRP: u32 = 0o010;
+
+/// How [`Inode::lock_nested`] is called for one that is not nested.
+pub const I_MUTEX_NORMAL: u8 = 0;
+/// For the second of two directories, the upper or lower-numbered one first, and for the
+/// second of two files.
+#[doc(alias = "I_MUTEX_PARENT2")]
+#[doc(alias = "I_MUTEX_NONDIR2")]
+pub const I_MUTEX_SECOND: u8 = 1;
+/// For a directory in a locked one.
+pub const I_MUTEX_CHILD: u8 = 2;
+/// For the second of two such.
+pub const I_MUTEX_CHILD2: u8 = 3;
 
 bitflags::bitflags! {
     /// Per-inode switches the VFS looks at: C's `i_flags`.
@@ -146,6 +159,8 @@ pub struct Inode<F: FileSystem> {
     /// Written by every direct write, and on a line without anything that is only read.
     hot: CacheAligned<Hot>,
     i_dio_wait: WaitQueue,
+    /// Being counted in `i_dio_count` is like having a lock.
+    i_dio_dep: Dep,
     i_mapping: AddressSpace,
     i_sb: Arc<SuperBlock<F>>,
     i_private: F::InodeInfo,
@@ -167,9 +182,13 @@ impl<F: FileSystem> Inode<F> {
             i_size: AtomicI64::new(n.i_size),
             i_flags: AtomicU32::new(n.i_flags.bits()),
             i_state: AtomicU32::new(0),
-            i_times: SpinLock::new(n.i_times),
+            i_times: SpinLock::named("i_times", n.i_times),
             i_time_tick: AtomicU64::new(0),
-            hot: CacheAligned(Hot { i_mutex: Mutex::new(()), i_dio_count: AtomicI32::new(0) }),
+            hot: CacheAligned(Hot {
+                i_mutex: Mutex::named(if n.i_mode & S_IFMT == S_IFDIR { "i_mutex_dir" } else { "i_mutex" }, ()),
+                i_dio_count: AtomicI32::new(0),
+            }),
+            i_dio_dep: Dep::new(Kind::Map, Some("i_dio_count"), || "()"),
             i_dio_wait: WaitQueue::new(),
             i_mapping: AddressSpace::new(n.i_sb.s_blocksize_bits, n.i_sb.s_pages.clone()),
             i_sb: n.i_sb,
@@ -325,12 +344,22 @@ impl<F: FileSystem> Inode<F> {
 
     /// `mutex_lock(&inode->i_mutex)`. Sleeps.
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn lock(&self) -> Locked<'_, F> {
         Locked { inode: self, guard: self.hot.i_mutex.lock() }
     }
 
+    /// The same with another's `i_mutex` held, as `subclass` says: [`I_MUTEX_SECOND`], [`I_MUTEX_CHILD`] or [`I_MUTEX_CHILD2`].
+    #[doc(alias = "mutex_lock_nested")]
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    pub fn lock_nested(&self, subclass: u8) -> Locked<'_, F> {
+        lockdep::subclass(subclass);
+        self.lock()
+    }
+
     /// `mutex_trylock(&inode->i_mutex)`.
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn try_lock(&self) -> Option<Locked<'_, F>> {
         self.hot.i_mutex.try_lock().map(|guard| Locked { inode: self, guard })
     }
@@ -363,10 +392,19 @@ impl<F: FileSystem> Inode<F> {
     /// move blocks waits for the count ([`Locked::inode_dio_wait`]) with `i_mutex` held, so the
     /// count must be taken before `i_mutex` is given up.
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn inode_dio_begin(&self) -> DioCount<'_, F> {
         sched_point(Point::Atomic, core::ptr::from_ref(&self.hot.i_dio_count).cast());
+        self.i_dio_dep.hold_tried(Mode::Read);
         self.hot.i_dio_count.fetch_add(1, Ordering::Acquire);
         DioCount { inode: self }
+    }
+
+    /// What completes an I/O keeps those waiting who wait for the count, until the guard goes.
+    #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    pub(crate) fn inode_dio_completes(&self) -> HeldDep<'_> {
+        self.i_dio_dep.held()
     }
 
     /// The other half of a [`DioCount`] that was [forgotten](DioCount::into_request). Any context.
@@ -580,7 +618,9 @@ impl<'i, F: FileSystem> Locked<'i, F> {
 
     /// Sleeps until no direct I/O of this inode is in flight. New ones may start as soon as
     /// `i_mutex` is released, and reads that do not take `i_mutex` at any time.
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn inode_dio_wait(&self) {
+        self.inode.i_dio_dep.might_wait();
         if self.inode.i_dio_count() != 0 {
             trace("inode_dio_wait");
             self.inode.i_dio_wait.wait_event(|| self.inode.i_dio_count() == 0);
@@ -627,6 +667,7 @@ impl<'i, F: FileSystem> DioCount<'i, F> {
     /// Hands the count to a request in flight, which ends it with `inode_dio_done`.
     #[inline]
     pub(crate) fn into_request(self) {
+        self.inode.i_dio_dep.release();
         core::mem::forget(self);
     }
 }
@@ -634,6 +675,7 @@ impl<'i, F: FileSystem> DioCount<'i, F> {
 impl<F: FileSystem> Drop for DioCount<'_, F> {
     #[inline]
     fn drop(&mut self) {
+        self.inode.i_dio_dep.release();
         self.inode.inode_dio_done();
     }
 }

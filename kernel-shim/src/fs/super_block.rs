@@ -162,7 +162,7 @@ impl<F: FileSystem> InodeTable<F> {
     fn new() -> Result<Self> {
         let mut buckets = KVec::with_capacity(INODE_BUCKETS, GFP_KERNEL)?;
         for _ in 0..INODE_BUCKETS {
-            buckets.push(Bucket::new(KVec::new()), GFP_KERNEL)?;
+            buckets.push(Bucket::named("inode_hash", KVec::new()), GFP_KERNEL)?;
         }
         Ok(Self {
             buckets,
@@ -229,9 +229,9 @@ impl<F: FileSystem> SuperBlock<F> {
             s_flags: AtomicU32::new(flags.bits()),
             s_bdev: bdev,
             s_inodes: InodeTable::new()?,
-            s_iget: [const { Mutex::new(()) }; IGET_LOCKS],
-            s_umount: RwSemaphore::new(()),
-            s_writers: FreezeGate::new(),
+            s_iget: [const { Mutex::named("s_iget", ()) }; IGET_LOCKS],
+            s_umount: RwSemaphore::named("s_umount", ()),
+            s_writers: FreezeGate::new("sb_writers"),
             s_evict_wq: Workqueue::new("evict", 1)?,
             s_dio: DioPool::new()?,
             s_pages: Arc::new(PageAccount::default(), GFP_KERNEL)?,
@@ -276,6 +276,7 @@ impl<F: FileSystem> SuperBlock<F> {
     /// that a frozen file system stays as it is (G8). Sleeps while it is frozen. A task takes one at a time.
     #[doc(alias = "sb_start_write")]
     #[inline(always)]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn start_write(&self) -> WriteAccess<'_> {
         self.s_writers.enter()
     }
@@ -283,6 +284,7 @@ impl<F: FileSystem> SuperBlock<F> {
     /// [`SuperBlock::start_write`] that gives nothing instead of sleeping.
     #[doc(alias = "sb_start_write_trylock")]
     #[inline(always)]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn try_start_write(&self) -> Option<WriteAccess<'_>> {
         self.s_writers.try_enter()
     }

@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::fs::FileSystem;
 use crate::fs::Inode;
 use crate::sched::{Point, sched_access, sched_point};
+use crate::sync::lockdep::LockMap;
 use crate::sync::{RwSemWriteGuard, RwSemaphore, SpinLock, WaitQueue};
 use crate::testing::trace;
 
@@ -38,6 +39,11 @@ const PAGE_SHIFT: u8 = 12;
 const PAGES_MAX: usize = 16384;
 /// Dirty pages of a mount; beyond that writers write them back.
 const DIRTY_MAX: usize = 4096;
+
+/// Held by who ends `IO`, which neither takes locks nor starts a handle before that.
+pub(super) static PAGE_IO: LockMap = LockMap::new("page_io");
+/// Held by who ends `WRITEBACK`, which may start a handle before that.
+pub(super) static PAGE_WRITEBACK: LockMap = LockMap::new("page_writeback");
 
 #[repr(C, align(4096))]
 pub(super) struct PageData(pub(super) [u8; PAGE_SIZE]);
@@ -79,7 +85,7 @@ impl Page {
     /// A page that nobody knows. ENOMEM.
     pub(super) fn new(index: u64) -> Result<Arc<Self>> {
         let data = KBox::new(PageData([0; PAGE_SIZE]), GFP_KERNEL)?;
-        Ok(Arc::new(Self { index, flags: AtomicU32::new(0), data: RwSemaphore::new(data) }, GFP_KERNEL)?)
+        Ok(Arc::new(Self { index, flags: AtomicU32::new(0), data: RwSemaphore::named("page", data) }, GFP_KERNEL)?)
     }
 
     /// Its number in the file.
@@ -203,8 +209,8 @@ impl AddressSpace {
     /// Without pages.
     pub(crate) const fn new(blkbits: u8, account: Arc<PageAccount>) -> Self {
         Self {
-            invalidate_lock: RwSemaphore::new(()),
-            tree: SpinLock::new(PageTree::new()),
+            invalidate_lock: RwSemaphore::named("invalidate_lock", ()),
+            tree: SpinLock::named("i_pages", PageTree::new()),
             nrpages: AtomicUsize::new(0),
             nrdirty: AtomicUsize::new(0),
             wait: WaitQueue::new(),
@@ -310,7 +316,9 @@ impl AddressSpace {
     }
 
     /// Locks a page for writing when the device does not read it.
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub(super) fn lock_page<'a>(&'a self, page: &'a Arc<Page>) -> LockedPage<'a> {
+        PAGE_IO.might_wait();
         loop {
             let data = page.data.write();
             if !page.flags().contains(PageFlags::IO) {
@@ -323,7 +331,12 @@ impl AddressSpace {
     }
 
     /// Sleeps until a page has none of the marks.
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub(super) fn wait_for(&self, page: &Page, marks: PageFlags) {
+        if marks.contains(PageFlags::WRITEBACK) {
+            PAGE_WRITEBACK.might_wait();
+        }
+        PAGE_IO.might_wait();
         if page.flags().intersects(marks) {
             trace("wait_on_page_writeback");
             self.wait.wait_event(|| !page.flags().intersects(marks));
@@ -548,6 +561,7 @@ impl AddressSpace {
     /// Called with `i_mutex` and `invalidate_lock` held for writing, or for an inode that nobody knows; with no handle open and no
     /// page locked.
     pub fn truncate_pagecache_range(&self, start: i64, end: i64) {
+        PAGE_WRITEBACK.might_wait();
         if self.nrpages() == 0 || end < start {
             return;
         }

@@ -6,11 +6,12 @@
 
 use core::ptr::NonNull;
 
-use super::page_cache::{AddressSpace, BlockRun, PAGE_SIZE, Page, PageFlags};
+use super::page_cache::{AddressSpace, BlockRun, PAGE_IO, PAGE_SIZE, PAGE_WRITEBACK, Page, PageFlags};
 use super::readahead::BioBuilder;
 use crate::alloc::{Arc, GFP_NOFS, KVec};
 use crate::block::{Bdev, IoBatch, ReqOpf};
 use crate::error::Result;
+use crate::sync::lockdep::HeldMap;
 use crate::testing::{Fix, reverted};
 
 /// Pages in one [`Writeback`].
@@ -41,6 +42,9 @@ pub struct Writeback<'m> {
     pages: KVec<WritebackPage>,
     /// Which marks its pages still bear.
     marks: PageFlags,
+    /// For `IO` and `WRITEBACK`, if it has a page.
+    io: Option<HeldMap>,
+    writeback: Option<HeldMap>,
 }
 
 impl AddressSpace {
@@ -59,7 +63,7 @@ impl AddressSpace {
             WritebackMode::Data => PageFlags::IO,
             _ => PageFlags::IO | PageFlags::WRITEBACK,
         };
-        let mut batch = Writeback { mapping: self, pages: KVec::new(), marks };
+        let mut batch = Writeback { mapping: self, pages: KVec::new(), marks, io: None, writeback: None };
         while *at <= last {
             let Some(page) = self.next_unclean(*at, last) else { break };
             let busy = page.flags() & marks;
@@ -101,6 +105,10 @@ impl AddressSpace {
         let first = self.first_block(page.index());
         if let Some(blocks) = self.start_io(page, |dirty| want(first, dirty), batch.marks) {
             let data = NonNull::from(&mut data.0).cast();
+            if batch.pages.is_empty() {
+                batch.writeback = batch.marks.contains(PageFlags::WRITEBACK).then(|| PAGE_WRITEBACK.hold());
+                batch.io = Some(PAGE_IO.hold());
+            }
             // There is room: reserved above.
             let _ = batch.pages.push(WritebackPage { page: page.clone(), blocks, data }, GFP_NOFS);
         }
@@ -202,6 +210,7 @@ impl<'m> Writeback<'m> {
             self.mapping.end_io(&p.page, over);
         }
         self.marks.remove(over);
+        self.io = None;
     }
 }
 

@@ -74,10 +74,11 @@ pub(crate) fn flush_plug() {
     crate::block::plug::blk_flush_plug_current();
 }
 
-/// Reports, in debug builds, a sleep where none may be: in interrupt context or under a spinlock.
+/// Reports, in debug builds and by lockdep, a sleep where none may be: in interrupt context or under a spinlock.
 #[track_caller]
 #[inline(always)]
 pub fn might_sleep() {
+    crate::sync::lockdep::might_sleep();
     if cfg!(debug_assertions) {
         backend::assert_may_sleep();
     }

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use super::{Task, backend};
 use crate::alloc::{Arc, GFP_KERNEL, KBox};
 use crate::error::Result;
-use crate::sync::Completion;
+use crate::sync::{Completion, lockdep};
 
 /// What a thread shares with those who wait for its end.
 struct Exit {
@@ -58,7 +58,9 @@ fn thread_main<F: FnOnce()>(start: *mut ()) {
     let (closure, mut exit) = (start.closure, start.exit);
     let _plug = PlugExit;
     // Whatever the closure owned is dropped before the end of the thread is made known.
+    lockdep::start_of_thread();
     closure();
+    lockdep::end_of_thread();
     exit.returned = true;
 }
 

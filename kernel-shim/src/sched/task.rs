@@ -18,6 +18,8 @@ pub struct Task {
     pub(crate) plug: PlugSlot,
     /// The back end's: whether an unpark is due, and whatever else it keeps in a word.
     token: AtomicU32,
+    #[cfg(feature = "lockdep")]
+    pub(crate) held: crate::sync::lockdep::Held,
     #[cfg(all(feature = "host", not(feature = "bare")))]
     pub(super) host: super::host::HostTask,
 }
@@ -29,6 +31,8 @@ impl Task {
             name,
             plug: PlugSlot::new(),
             token: AtomicU32::new(0),
+            #[cfg(feature = "lockdep")]
+            held: crate::sync::lockdep::Held::new(),
             #[cfg(all(feature = "host", not(feature = "bare")))]
             host: super::host::HostTask::new(),
         }

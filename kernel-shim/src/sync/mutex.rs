@@ -10,11 +10,14 @@
 //! * A first in the queue that was woken and lost so once sets [`HANDOFF`]. From then on nobody else
 //!   gets the lock, and whoever unlocks makes him the owner: nobody starves.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::fmt;
+use core::ops::{Deref, DerefMut};
 
 use lock_api::{GuardNoSend, RawMutex};
 
 use super::SpinLock;
+use super::atomic::{AtomicUsize, Ordering};
+use super::lockdep::{Dep, Kind, Mode};
 use super::waiter::{WaitList, Waiter, Want};
 use crate::sched::{self, Point, Task, sched_point};
 
@@ -23,7 +26,60 @@ use crate::sched::{self, Point, Task, sched_point};
 #[doc(alias = "mutex_init")]
 #[doc(alias = "mutex_lock")]
 #[doc(alias = "mutex_unlock")]
-pub type Mutex<T> = lock_api::Mutex<RawSleepMutex, T>;
+pub struct Mutex<T: ?Sized>(lock_api::Mutex<RawSleepMutex, T>);
+
+impl<T> Mutex<T> {
+    /// An unlocked mutex around `value`.
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    pub const fn new(value: T) -> Mutex<T> {
+        Mutex::with_dep(value, Dep::new(Kind::Sleeping, None, core::any::type_name::<T>))
+    }
+
+    /// The same with a name, by which [lockdep](super::lockdep) knows it.
+    #[doc(alias = "new_mutex")]
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    pub const fn named(name: &'static str, value: T) -> Mutex<T> {
+        Mutex::with_dep(value, Dep::new(Kind::Sleeping, Some(name), core::any::type_name::<T>))
+    }
+
+    const fn with_dep(value: T, dep: Dep) -> Mutex<T> {
+        Mutex(lock_api::Mutex::from_raw(RawSleepMutex::new(dep), value))
+    }
+
+    /// The value.
+    pub fn into_inner(self) -> T {
+        self.0.into_inner()
+    }
+}
+
+impl<T: ?Sized> Deref for Mutex<T> {
+    type Target = lock_api::Mutex<RawSleepMutex, T>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl<T: ?Sized> DerefMut for Mutex<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl<T: Default> Default for Mutex<T> {
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    fn default() -> Mutex<T> {
+        Mutex::new(T::default())
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Mutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// A [`Mutex`] is held while this lives.
 pub type MutexGuard<'a, T> = lock_api::MutexGuard<'a, RawSleepMutex, T>;
@@ -47,6 +103,7 @@ const SPINS: u32 = 32;
 pub struct RawSleepMutex {
     owner: AtomicUsize,
     queue: SpinLock<WaitList>,
+    dep: Dep,
 }
 
 // A task's address leaves room for the flags.
@@ -58,8 +115,8 @@ fn current_word() -> usize {
 
 impl RawSleepMutex {
     /// A free lock.
-    const fn new() -> RawSleepMutex {
-        RawSleepMutex { owner: AtomicUsize::new(0), queue: SpinLock::new(WaitList::new()) }
+    const fn new(dep: Dep) -> RawSleepMutex {
+        RawSleepMutex { owner: AtomicUsize::new(0), queue: SpinLock::untracked(WaitList::new()), dep }
     }
 
     /// How many threads wait for it.
@@ -76,9 +133,9 @@ impl RawSleepMutex {
     }
 
     /// A lock that is free, with somebody in the queue who has asked to be the next owner or not.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "host"))]
     pub(super) fn free_but_awaited(promised: bool) -> RawSleepMutex {
-        let lock = RawSleepMutex::new();
+        let lock = RawSleepMutex::INIT;
         lock.owner.store(if promised { WAITERS | HANDOFF } else { WAITERS }, Ordering::Relaxed);
         lock
     }
@@ -185,8 +242,9 @@ impl RawSleepMutex {
             let first = queue.first().map(Waiter::task);
             match first {
                 Some(task) if word & HANDOFF != 0 => {
-                    // He, being first, set it, and stays first until he owns the lock.
-                    self.owner.store(core::ptr::from_ref(task).addr() | WAITERS, Ordering::Release);
+                    // He, being first, set it, and stays first until he owns the lock. Exchanged, as he may be setting it once
+                    // more at this moment: so all changes of the word follow one from the other.
+                    self.owner.swap(core::ptr::from_ref(task).addr() | WAITERS, Ordering::Release);
                 }
                 _ => {
                     self.owner.fetch_and(!OWNER, Ordering::Release);
@@ -203,32 +261,42 @@ impl RawSleepMutex {
 // SAFETY: The owner word goes from 0 to a task's address only by a compare-and-exchange of that task,
 // and from one task's address to another's only by the former's unlock. So one thread at a time has it.
 unsafe impl RawMutex for RawSleepMutex {
-    const INIT: RawSleepMutex = RawSleepMutex::new();
+    const INIT: RawSleepMutex = RawSleepMutex::new(Dep::new(Kind::Sleeping, None, || "()"));
 
     /// The owner word names a thread, which therefore is the one to unlock.
     type GuardMarker = GuardNoSend;
 
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     fn lock(&self) {
         sched::might_sleep();
         sched_point(Point::Lock, core::ptr::from_ref(self).cast());
+        let checked = self.dep.check(Mode::Write);
         let me = current_word();
         if self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
             self.lock_slow(me);
         }
+        self.dep.hold(Mode::Write, checked);
     }
 
     #[doc(alias = "mutex_trylock")]
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     fn try_lock(&self) -> bool {
         sched_point(Point::Lock, core::ptr::from_ref(self).cast());
         let me = current_word();
-        self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok() || self.try_lock_slow(me)
+        let locked =
+            self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok() || self.try_lock_slow(me);
+        if locked {
+            self.dep.hold_tried(Mode::Write);
+        }
+        locked
     }
 
     #[inline]
     unsafe fn unlock(&self) {
         sched_point(Point::Unlock, core::ptr::from_ref(self).cast());
+        self.dep.release();
         let me = current_word();
         if self.owner.compare_exchange(me, 0, Ordering::Release, Ordering::Relaxed).is_err() {
             self.unlock_slow(me);
@@ -241,7 +309,3 @@ unsafe impl RawMutex for RawSleepMutex {
         self.owner.load(Ordering::Relaxed) & OWNER != 0
     }
 }
-
-static_assertions::assert_impl_all!(Mutex<core::cell::Cell<u8>>: Send, Sync);
-static_assertions::assert_not_impl_any!(MutexGuard<'static, u8>: Send);
-static_assertions::const_assert!(size_of::<RawSleepMutex>() <= 32);

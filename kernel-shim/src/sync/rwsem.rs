@@ -10,11 +10,14 @@
 //! addition when it may), and takes itself back if not. Meanwhile it only can keep others from
 //! finding the lock free, and so after taking itself back it looks whether somebody is to be woken.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::fmt;
+use core::ops::{Deref, DerefMut};
 
 use lock_api::{GuardNoSend, RawRwLock, RawRwLockDowngrade};
 
 use super::SpinLock;
+use super::atomic::{AtomicUsize, Ordering};
+use super::lockdep::{Dep, Kind, Mode};
 use super::waiter::{Granted, WaitList, Waiter, Want};
 use crate::sched::{self, Point, sched_access, sched_point};
 
@@ -26,7 +29,59 @@ use crate::sched::{self, Point, sched_access, sched_point};
 #[doc(alias = "down_write")]
 #[doc(alias = "up_read")]
 #[doc(alias = "up_write")]
-pub type RwSemaphore<T> = lock_api::RwLock<RawRwSem, T>;
+pub struct RwSemaphore<T: ?Sized>(lock_api::RwLock<RawRwSem, T>);
+
+impl<T> RwSemaphore<T> {
+    /// A free semaphore around `value`.
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    pub const fn new(value: T) -> RwSemaphore<T> {
+        RwSemaphore::with_dep(value, Dep::new(Kind::Sleeping, None, core::any::type_name::<T>))
+    }
+
+    /// The same with a name, by which [lockdep](super::lockdep) knows it.
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    pub const fn named(name: &'static str, value: T) -> RwSemaphore<T> {
+        RwSemaphore::with_dep(value, Dep::new(Kind::Sleeping, Some(name), core::any::type_name::<T>))
+    }
+
+    const fn with_dep(value: T, dep: Dep) -> RwSemaphore<T> {
+        RwSemaphore(lock_api::RwLock::from_raw(RawRwSem::new(dep), value))
+    }
+
+    /// The value.
+    pub fn into_inner(self) -> T {
+        self.0.into_inner()
+    }
+}
+
+impl<T: ?Sized> Deref for RwSemaphore<T> {
+    type Target = lock_api::RwLock<RawRwSem, T>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl<T: ?Sized> DerefMut for RwSemaphore<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl<T: Default> Default for RwSemaphore<T> {
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    fn default() -> RwSemaphore<T> {
+        RwSemaphore::new(T::default())
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for RwSemaphore<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// A [`RwSemaphore`] is held for reading while this lives.
 pub type RwSemReadGuard<'a, T> = lock_api::RwLockReadGuard<'a, RawRwSem, T>;
@@ -52,12 +107,13 @@ const HELD: usize = !WAITERS;
 pub struct RawRwSem {
     count: AtomicUsize,
     queue: SpinLock<WaitList>,
+    dep: Dep,
 }
 
 impl RawRwSem {
     /// A free lock.
-    const fn new() -> RawRwSem {
-        RawRwSem { count: AtomicUsize::new(0), queue: SpinLock::new(WaitList::new()) }
+    const fn new(dep: Dep) -> RawRwSem {
+        RawRwSem { count: AtomicUsize::new(0), queue: SpinLock::untracked(WaitList::new()), dep }
     }
 
     /// How many threads wait for it.
@@ -67,11 +123,12 @@ impl RawRwSem {
     }
 
     /// `lock_shared` of a reader that is found in its way by somebody, and does `meanwhile` before it knows.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "host"))]
     pub(super) fn lock_shared_late(&self, meanwhile: impl FnOnce()) {
         self.count.fetch_add(READER, Ordering::Acquire);
         meanwhile();
         self.lock_shared_slow();
+        self.dep.hold_tried(Mode::Read);
     }
 
     /// Whether somebody waits for it at this moment.
@@ -170,29 +227,36 @@ impl RawRwSem {
 // SAFETY: WRITER is set only while HELD is 0, atomically. A reader counts as a holder only if, after it
 // has added itself, WRITER was clear, which then stays so until it has gone.
 unsafe impl RawRwLock for RawRwSem {
-    const INIT: RawRwSem = RawRwSem::new();
+    const INIT: RawRwSem = RawRwSem::new(Dep::new(Kind::Sleeping, None, || "()"));
 
     /// A holder is a thread, as lockdep wants it.
     type GuardMarker = GuardNoSend;
 
     #[doc(alias = "down_read")]
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     fn lock_shared(&self) {
         sched::might_sleep();
         sched_point(Point::LockShared, core::ptr::from_ref(self).cast());
+        let checked = self.dep.check(Mode::Read);
         if self.count.fetch_add(READER, Ordering::Acquire) & (WRITER | WAITERS) != 0 {
             self.lock_shared_slow();
         }
+        self.dep.hold(Mode::Read, checked);
     }
 
     #[doc(alias = "down_read_trylock")]
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     fn try_lock_shared(&self) -> bool {
         sched_point(Point::LockShared, core::ptr::from_ref(self).cast());
         let mut count = self.count.load(Ordering::Relaxed);
         while count & (WRITER | WAITERS) == 0 {
             match self.count.compare_exchange_weak(count, count + READER, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return true,
+                Ok(_) => {
+                    self.dep.hold_tried(Mode::Read);
+                    return true;
+                }
                 Err(now) => count = now,
             }
         }
@@ -203,6 +267,7 @@ unsafe impl RawRwLock for RawRwSem {
     #[inline]
     unsafe fn unlock_shared(&self) {
         sched_point(Point::UnlockShared, core::ptr::from_ref(self).cast());
+        self.dep.release();
         // The last reader, with somebody in the queue.
         if self.count.fetch_sub(READER, Ordering::Release) == READER | WAITERS {
             self.wake();
@@ -211,25 +276,34 @@ unsafe impl RawRwLock for RawRwSem {
 
     #[doc(alias = "down_write")]
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     fn lock_exclusive(&self) {
         sched::might_sleep();
         sched_point(Point::Lock, core::ptr::from_ref(self).cast());
+        let checked = self.dep.check(Mode::Write);
         if self.count.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_err() {
             self.lock_exclusive_slow();
         }
+        self.dep.hold(Mode::Write, checked);
     }
 
     #[doc(alias = "down_write_trylock")]
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     fn try_lock_exclusive(&self) -> bool {
         sched_point(Point::Lock, core::ptr::from_ref(self).cast());
-        self.count.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        let locked = self.count.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        if locked {
+            self.dep.hold_tried(Mode::Write);
+        }
+        locked
     }
 
     #[doc(alias = "up_write")]
     #[inline]
     unsafe fn unlock_exclusive(&self) {
         sched_point(Point::Unlock, core::ptr::from_ref(self).cast());
+        self.dep.release();
         if self.count.fetch_sub(WRITER, Ordering::Release) & WAITERS != 0 {
             self.wake();
         }
@@ -253,14 +327,10 @@ unsafe impl RawRwLockDowngrade for RawRwSem {
     #[inline]
     unsafe fn downgrade(&self) {
         sched_point(Point::Unlock, core::ptr::from_ref(self).cast());
+        self.dep.downgrade();
         if self.count.fetch_add(READER - WRITER, Ordering::Release) & WAITERS != 0 {
             // Readers at the head of the queue may come in with us.
             self.wake();
         }
     }
 }
-
-static_assertions::assert_impl_all!(RwSemaphore<u8>: Send, Sync);
-static_assertions::assert_not_impl_any!(RwSemaphore<core::cell::Cell<u8>>: Sync);
-static_assertions::assert_not_impl_any!(RwSemReadGuard<'static, u8>: Send);
-static_assertions::const_assert!(size_of::<RawRwSem>() <= 32);

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! [`SpinLock`]: mutual exclusion among CPUs and with interrupt handlers, for a few instructions.
 
-use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem;
 use core::ops::{Deref, DerefMut};
 
-use spin::mutex::SpinMutex;
-use spin::relax::RelaxStrategy;
-
+use super::atomic::{RelaxStrategy, SpinMutex, UnsafeCell};
+use super::lockdep::{Dep, Kind, Mode};
 use crate::sched::{self, IrqFlags, Point, sched_point};
 
 /// What a CPU does between two looks at a lock that another one holds.
@@ -28,6 +26,7 @@ impl RelaxStrategy for Relax {
 #[doc(alias = "spinlock_t")]
 pub struct SpinLock<T: ?Sized> {
     raw: SpinMutex<(), Relax>,
+    dep: Dep,
     data: UnsafeCell<T>,
 }
 
@@ -39,8 +38,25 @@ unsafe impl<T: ?Sized + Send> Sync for SpinLock<T> {}
 impl<T> SpinLock<T> {
     /// An unlocked lock around `value`.
     #[doc(alias = "spin_lock_init")]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub const fn new(value: T) -> SpinLock<T> {
-        SpinLock { raw: SpinMutex::new(()), data: UnsafeCell::new(value) }
+        SpinLock::with_dep(value, Dep::new(Kind::Spin, None, core::any::type_name::<T>))
+    }
+
+    /// The same with a name, by which [lockdep](super::lockdep) knows it.
+    #[doc(alias = "new_spinlock")]
+    #[cfg_attr(feature = "lockdep", track_caller)]
+    pub const fn named(name: &'static str, value: T) -> SpinLock<T> {
+        SpinLock::with_dep(value, Dep::new(Kind::Spin, Some(name), core::any::type_name::<T>))
+    }
+
+    /// The same, of which lockdep does not know: for one that no other lock is taken under.
+    pub(super) const fn untracked(value: T) -> SpinLock<T> {
+        SpinLock::with_dep(value, Dep::new(Kind::Untracked, None, core::any::type_name::<T>))
+    }
+
+    const fn with_dep(value: T, dep: Dep) -> SpinLock<T> {
+        SpinLock { raw: SpinMutex::new(()), dep, data: UnsafeCell::new(value) }
     }
 
     /// The value.
@@ -53,18 +69,22 @@ impl<T: ?Sized> SpinLock<T> {
     /// Turns interrupts off and takes the lock, spinning while another CPU has it. Any context.
     #[doc(alias = "spin_lock_irqsave")]
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn lock(&self) -> SpinLockGuard<'_, T> {
         sched_point(Point::Spin, core::ptr::from_ref(self).cast());
+        let checked = self.dep.check(Mode::Write);
         // Off before the lock is ours: a handler on this CPU that wants it would spin for ever.
         let irq = sched::irq_save();
         mem::forget(self.raw.lock());
         sched::spin_acquired();
+        self.dep.hold(Mode::Write, checked);
         SpinLockGuard { lock: self, irq, _not_send: PhantomData }
     }
 
     /// Takes the lock if it is free. Any context.
     #[doc(alias = "spin_trylock_irqsave")]
     #[inline]
+    #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn try_lock(&self) -> Option<SpinLockGuard<'_, T>> {
         sched_point(Point::Spin, core::ptr::from_ref(self).cast());
         let irq = sched::irq_save();
@@ -72,6 +92,7 @@ impl<T: ?Sized> SpinLock<T> {
             Some(guard) => {
                 mem::forget(guard);
                 sched::spin_acquired();
+                self.dep.hold_tried(Mode::Write);
                 Some(SpinLockGuard { lock: self, irq, _not_send: PhantomData })
             }
             None => {
@@ -93,6 +114,7 @@ impl<T: ?Sized> SpinLock<T> {
 }
 
 impl<T: Default> Default for SpinLock<T> {
+    #[cfg_attr(feature = "lockdep", track_caller)]
     fn default() -> SpinLock<T> {
         SpinLock::new(T::default())
     }
@@ -120,6 +142,7 @@ impl<T: ?Sized> Drop for SpinLockGuard<'_, T> {
     #[doc(alias = "spin_unlock_irqrestore")]
     #[inline]
     fn drop(&mut self) {
+        self.lock.dep.release();
         sched::spin_released();
         // SAFETY: A guard exists only while the lock is held, and this one ends here.
         unsafe { self.lock.raw.force_unlock() };
@@ -145,6 +168,3 @@ impl<T: ?Sized> DerefMut for SpinLockGuard<'_, T> {
         unsafe { &mut *self.lock.data.get() }
     }
 }
-
-static_assertions::assert_impl_all!(SpinLock<core::cell::Cell<u8>>: Send, Sync);
-static_assertions::assert_not_impl_any!(SpinLockGuard<'static, u8>: Send);

@@ -2,9 +2,9 @@
 //! [`WaitQueue`]: sleeping until a condition holds that somebody else makes true.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::SpinLock;
+use super::atomic::{AtomicU32, Ordering, fence};
 use super::waiter::{WaitList, Waiter, Want};
 use crate::sched::{self, sched_access};
 
@@ -24,7 +24,7 @@ impl WaitQueue {
     /// An empty queue.
     #[doc(alias = "init_waitqueue_head")]
     pub const fn new() -> WaitQueue {
-        WaitQueue { list: SpinLock::new(WaitList::new()), nr_waiters: AtomicU32::new(0) }
+        WaitQueue { list: SpinLock::untracked(WaitList::new()), nr_waiters: AtomicU32::new(0) }
     }
 
     /// Sleeps until `cond` holds. It is evaluated at first, and after each wake-up, without locks; it
@@ -159,5 +159,3 @@ impl Drop for Place<'_> {
         }
     }
 }
-
-static_assertions::assert_impl_all!(WaitQueue: Send, Sync);

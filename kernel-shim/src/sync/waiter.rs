@@ -2,10 +2,9 @@
 //! Queues of sleepers, each an entry on the stack of the thread that sleeps. All waiting in
 //! [`sync`](super) is built on this list.
 
-use core::cell::Cell;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, Ordering};
 
+use super::atomic::{AtomicBool, Cell, Ordering};
 use crate::sched::{self, Task};
 
 /// What a sleeper in the queue of an rwsem wants; the other locks have only writers.
