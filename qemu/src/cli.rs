@@ -77,6 +77,10 @@ pub struct BootArgs {
     /// Count guest instructions per I/O instead of time (QEMU's icount, one CPU)
     #[arg(long, conflicts_with = "gdb")]
     pub count_instructions: bool,
+    /// Boot a guest that checks itself: debug assertions, overflow of numbers, and lockdep, which reports locks in a wrong order,
+    /// sleeping under spinlocks and locks left held. Figures are not worth anything then
+    #[arg(long, conflicts_with = "count_instructions")]
+    pub debug: bool,
     /// Wait for gdb on port 1234 before the guest's first instruction
     #[arg(long)]
     pub gdb: bool,
@@ -96,6 +100,7 @@ impl Default for BootArgs {
             json: None,
             plot: None,
             count_instructions: false,
+            debug: false,
             gdb: false,
         }
     }

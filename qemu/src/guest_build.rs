@@ -33,11 +33,13 @@ fn leaks(name: &str) -> bool {
             .contains(&name)
 }
 
-/// The command that builds the guest.
-fn command(guest: &Path, target: &Path, env: impl Iterator<Item = OsString>) -> Command {
+/// The command that builds the guest, or the one that checks itself.
+fn command(guest: &Path, target: &Path, debug: bool, env: impl Iterator<Item = OsString>) -> Command {
     let cargo = std::env::var_os("CARGO").filter(|c| !c.is_empty()).unwrap_or_else(|| "cargo".into());
     let mut cmd = Command::new(cargo);
-    cmd.args(["build", "--release", "--message-format=json-render-diagnostics", "--target-dir"]).arg(target);
+    cmd.arg("build");
+    cmd.args(if debug { &["--profile=checked", "--features=lockdep"][..] } else { &["--release"] });
+    cmd.args(["--message-format=json-render-diagnostics", "--target-dir"]).arg(target);
     // Cargo reads the guest's .cargo/config.toml (target, linker script) because it runs there.
     cmd.current_dir(guest);
     for name in env.filter(|n| leaks(&n.to_string_lossy())) {
@@ -46,14 +48,14 @@ fn command(guest: &Path, target: &Path, env: impl Iterator<Item = OsString>) -> 
     cmd
 }
 
-/// Builds the guest and returns its ELF file. Cargo's progress goes to stderr.
+/// Builds the guest, with `debug` the one that checks itself, and returns its ELF file. Cargo's progress goes to stderr.
 ///
 /// # Errors
 ///
 /// Cargo could not be run, or the guest does not compile.
-pub fn build() -> Result<PathBuf> {
+pub fn build(debug: bool) -> Result<PathBuf> {
     let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest");
-    let mut cmd = command(&guest, &target_dir().join("guest"), std::env::vars_os().map(|(name, _)| name));
+    let mut cmd = command(&guest, &target_dir().join("guest"), debug, std::env::vars_os().map(|(name, _)| name));
     let mut messages = tempfile::tempfile().context("temporary file")?;
     cmd.stdout(messages.try_clone()?);
     let status = Proc::spawn(cmd)?.wait(Some(LIMIT))?;
@@ -94,7 +96,7 @@ mod tests {
             assert!(!leaks(name), "{name}");
         }
         let env = ["RUSTFLAGS", "PATH"].map(OsString::from).into_iter();
-        let cmd = command(Path::new("/g"), Path::new("/t"), env);
+        let cmd = command(Path::new("/g"), Path::new("/t"), false, env);
         let removed: Vec<_> = cmd.get_envs().map(|(k, v)| (k.to_owned(), v.is_none())).collect();
         assert_eq!(removed, [(OsString::from("RUSTFLAGS"), true)]);
         assert_eq!(cmd.get_current_dir(), Some(Path::new("/g")));

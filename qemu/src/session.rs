@@ -61,7 +61,7 @@ pub fn run(args: &BootArgs) -> Result<bool> {
     let groups = load_groups(args)?;
     deps::ensure(&deps::ALL, &mut deps::Host)?;
     eprintln!("building the guest");
-    let kernel = guest_build::build()?;
+    let kernel = guest_build::build(args.debug)?;
     proc::check_interrupt()?;
     let built = Instant::now();
 
@@ -102,7 +102,7 @@ fn run_script(args: &BootArgs, path: &Path, start: Instant) -> Result<bool> {
     let lines = script::parse(&text, &shown)?;
     deps::ensure(&deps::ALL, &mut deps::Host)?;
     eprintln!("building the guest");
-    let kernel = guest_build::build()?;
+    let kernel = guest_build::build(args.debug)?;
     proc::check_interrupt()?;
     let built = Instant::now();
 

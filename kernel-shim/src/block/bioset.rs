@@ -8,13 +8,13 @@
 //! submitting it.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::bio::{BIO, Bio, BioPtr, ReqOpf};
 use super::blkdev::Gendisk;
 use crate::alloc::{Flags, KVec};
 use crate::error::Result;
 use crate::percpu::{COPIES, CacheAligned, PerCpu};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{SpinLock, WaitQueue};
 
 /// How many bios a disk has unless told otherwise.

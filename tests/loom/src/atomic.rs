@@ -8,6 +8,7 @@
 
 use std::cell::UnsafeCell as StdUnsafeCell;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::sync::OnceLock;
 
 use loom::sync::atomic as imp;
@@ -166,6 +167,15 @@ macro_rules! atomic_int {
             }
         }
 
+        impl Drop for $name {
+            /// Nobody else uses it any more: loom hears of that.
+            fn drop(&mut self) {
+                if let Some(mut seen) = self.seen.take().filter(|_| !std::thread::panicking()) {
+                    seen.with_mut(|_| ());
+                }
+            }
+        }
+
         impl std::fmt::Debug for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(stringify!($name))
@@ -180,6 +190,16 @@ atomic_int!(AtomicUsize, usize);
 /// As the language's, but not to be made at compile time: loom hears of it at once.
 #[derive(Debug)]
 pub struct AtomicBool(imp::AtomicBool);
+
+impl Drop for AtomicBool {
+    /// As of an integer.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: nobody else uses it, which loom checks.
+            unsafe { self.0.unsync_load() };
+        }
+    }
+}
 
 impl AtomicBool {
     pub fn new(value: bool) -> AtomicBool {
@@ -207,7 +227,11 @@ impl<T> UnsafeCell<T> {
     }
 
     pub fn into_inner(self) -> T {
-        self.value.into_inner()
+        let this = ManuallyDrop::new(self);
+        // SAFETY: both are moved out, once; the rest is not looked at again.
+        let (seen, value) = unsafe { (std::ptr::read(&raw const this.seen), std::ptr::read(&raw const this.value)) };
+        drop(seen);
+        value.into_inner()
     }
 }
 
@@ -218,6 +242,15 @@ impl<T: ?Sized> UnsafeCell<T> {
 
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()
+    }
+}
+
+impl<T: ?Sized> Drop for UnsafeCell<T> {
+    /// As of an integer.
+    fn drop(&mut self) {
+        if let Some(seen) = self.seen.take().filter(|_| !std::thread::panicking()) {
+            seen.with_mut(|_| ());
+        }
     }
 }
 
@@ -236,6 +269,12 @@ pub struct SpinMutex<T, R> {
 
 /// In the guard's place, which nobody keeps here.
 pub struct Forgotten(());
+
+impl Drop for Forgotten {
+    fn drop(&mut self) {
+        unreachable!("spinlocks forget it");
+    }
+}
 
 // SAFETY: `guard` is used by who has the mutex.
 unsafe impl<T, R> Sync for SpinMutex<T, R> {}

@@ -29,12 +29,20 @@ macro_rules! pr_err {
 
 pub mod alloc;
 pub mod atomic;
+pub mod block;
 pub mod lockdep;
 pub mod sched;
 pub mod sync;
 
 #[path = "../../../kernel-shim/src/percpu.rs"]
 pub mod percpu;
+
+pub mod error {
+    //! As `kernel-shim`'s: there is one error.
+
+    /// What may fail for want of memory.
+    pub type Result<T = ()> = std::result::Result<T, crate::alloc::AllocError>;
+}
 
 pub mod fs {
     //! As `kernel-shim`'s.

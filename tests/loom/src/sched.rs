@@ -37,7 +37,7 @@ pub struct Tasks(());
 
 impl Tasks {
     /// With this thread as the first.
-    pub fn new() -> Tasks {
+    pub fn start() -> Tasks {
         TOKENS.with_borrow_mut(Vec::clear);
         current();
         Tasks(())
@@ -92,6 +92,10 @@ pub fn schedule() {
 /// Time stands still.
 pub fn schedule_until(_deadline_ns: u64) {
     schedule();
+}
+
+pub fn yield_now() {
+    loom::thread::yield_now();
 }
 
 pub fn now_ns() -> u64 {

@@ -16,7 +16,7 @@ pub mod wait;
 #[path = "../../../kernel-shim/src/sync/waiter.rs"]
 pub mod waiter;
 
-mod models;
+pub(crate) mod models;
 
 pub use completion::Completion;
 pub use mutex::Mutex;

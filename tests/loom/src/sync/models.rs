@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::Command;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64 as StdU64, Ordering as StdOrdering};
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use loom::thread;
 
 use crate::alloc::{Arc, GFP_KERNEL, Pool};
 use crate::atomic::{AtomicU32, EXCHANGES, Ordering, UnsafeCell, WEAKEN_VAR, Weaken, weaken};
+use crate::block::{Bio, BioSet, Gendisk, ReqOpf};
 use crate::fs::FreezeGate;
 use crate::percpu::Counter;
 use crate::sched;
@@ -27,7 +29,7 @@ fn model(name: &str, preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
     let start = Instant::now();
     builder.check(move || {
         counted.0.fetch_add(1, StdOrdering::Relaxed);
-        let _tasks = sched::Tasks::new();
+        let _tasks = sched::Tasks::start();
         f();
     });
     let runs = runs.0.load(StdOrdering::Relaxed);
@@ -41,16 +43,16 @@ fn model(name: &str, preemptions: usize, f: impl Fn() + Send + Sync + 'static) {
 struct LoomArcCounter(std::sync::Arc<StdU64>);
 
 /// What the lock under test protects: two accesses that are not ordered are a race, which loom reports.
-struct Data(UnsafeCell<u32>);
+pub(crate) struct Data(UnsafeCell<u32>);
 
 impl Data {
-    fn new() -> Data {
+    pub(crate) fn new() -> Data {
         let data = Data(UnsafeCell::new(0));
         data.bump();
         data
     }
 
-    fn bump(&self) -> u32 {
+    pub(crate) fn bump(&self) -> u32 {
         let value = self.0.get();
         // SAFETY: `get` has told loom, which ends the model if somebody else is here.
         unsafe {
@@ -337,14 +339,17 @@ fn wait_queue_wakes_one_for_each() {
 #[test]
 fn completion_may_go_when_it_was_waited_for() {
     model("completion: on the waiter's stack", 3, || {
-        let shared = LoomArc::new((Completion::new(), Data::new()));
-        assert!(!shared.0.done());
-        let worker = spawn(&shared, |(done, data)| {
-            data.bump();
-            done.complete();
+        let done = Completion::new();
+        assert!(!done.done());
+        let done = Box::into_raw(Box::new(done));
+        let worker = thread::spawn(move || {
+            // SAFETY: the main thread keeps it until it is complete.
+            unsafe { &*done }.complete();
         });
-        shared.0.wait();
-        shared.1.bump();
+        // SAFETY: freed below.
+        unsafe { &*done }.wait();
+        // SAFETY: whoever completes it does not touch it any more. Loom hears of the end of its cell.
+        drop(unsafe { Box::from_raw(done) });
         join([worker]);
     });
 }
@@ -432,6 +437,61 @@ fn pool_gives_an_object_to_one_at_a_time() {
     });
 }
 
+/// A set that was filled, with its bios out. Loom knows all of it.
+fn bio_set(bios: usize) -> (*mut BioSet, Vec<NonNull<Bio>>) {
+    let mut set = BioSet::new();
+    set.fill(NonNull::<Gendisk>::dangling(), bios, GFP_KERNEL).expect("memory");
+    assert_eq!((set.outstanding(), set.drain(1)), (0, true));
+    let taken = (0..bios).map(|_| set.try_get(ReqOpf).expect("a bio").into_nonnull()).collect();
+    assert!(!set.drain(0));
+    (Box::into_raw(Box::new(set)), taken)
+}
+
+fn spawn_with(set: *mut BioSet, f: impl FnOnce(&BioSet) + 'static) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        // SAFETY: the main thread keeps it until nobody is inside, as the set says.
+        f(unsafe { &*set });
+    })
+}
+
+/// Who finds no bio gets the next that comes back.
+#[test]
+fn bio_set_wakes_who_waits() {
+    model("bio set: one bio for three", 2, || {
+        let (set, taken) = bio_set(1);
+        let work = |set: &BioSet| {
+            let bio = set.get(ReqOpf);
+            // SAFETY: from this set, and ours.
+            unsafe { set.put(bio.into_nonnull()) };
+        };
+        let threads = [spawn_with(set, work), spawn_with(set, work)];
+        // SAFETY: lives to the end of this closure.
+        let shared = unsafe { &*set };
+        // SAFETY: from this set, and ours.
+        unsafe { shared.put(taken[0]) };
+        join(threads);
+        // SAFETY: nobody is inside.
+        drop(unsafe { Box::from_raw(set) });
+    });
+}
+
+/// The last bios are waited for, and then the set goes, though somebody may have been inside just now.
+#[test]
+fn bio_set_goes_when_all_bios_are_back() {
+    model("bio set: two come back, the set goes", 2, || {
+        let (set, taken) = bio_set(2);
+        let threads = [taken[0], taken[1]].map(|bio| {
+            // SAFETY: from this set, and this thread's.
+            spawn_with(set, move |set| unsafe { set.put(bio) })
+        });
+        // SAFETY: as in `spawn_with`.
+        assert!(unsafe { &*set }.drain(1));
+        // SAFETY: nobody is inside.
+        drop(unsafe { Box::from_raw(set) });
+        join(threads);
+    });
+}
+
 // ---- counters, freezing
 
 #[test]
@@ -478,6 +538,7 @@ const NEEDS: &[(&str, &[Weaken])] = &[
     ("rwsem_downgrade_and_try", &[Weaken::Release, Weaken::Acquire]),
     ("wait_queue_loses_no_wake_up", &[Weaken::Release, Weaken::Acquire, Weaken::SeqCst]),
     ("wait_queue_wakes_one_for_each", &[Weaken::SeqCst]),
+    ("bio_set_goes_when_all_bios_are_back", &[Weaken::Release, Weaken::Acquire]),
     ("arc_drops_after_all_uses", &[Weaken::Release, Weaken::Acquire]),
     ("arc_is_unique_when_it_says_so", &[Weaken::Release, Weaken::Acquire]),
     ("freezing_waits_for_those_inside_and_keeps_others_out", &[Weaken::SeqCst]),
