@@ -258,7 +258,7 @@ pub use sb_stats::{Ext4Statfs, Ext4Stats, ext4_sb_stats, ext4_statfs};
 /// none of the lists nests in one way only, too, whichever is seen first.
 #[rustfmt::skip]
 const LOCK_ORDER: &[&[&str]] = &[
-    &["sb_writers", "aio_mutex", "i_mutex", "i_mutex/1", "invalidate_lock", "i_dio_count", "page_writeback", "sb_internal",
+    &["sb_writers", "aio_mutex", "i_mutex", "i_mutex/1", "i_dio_count", "invalidate_lock", "page_writeback", "sb_internal",
       "jbd2_commit", "jbd2_handle", "page_io", "page", "xattr_sem", "extending", "s_orphan_lock", "i_data_sem", "group",
       "buffer", "buffer/1", "bio"],
     // Directories: the upper one or the one of the lower number, the other one, what is in them; all above files.

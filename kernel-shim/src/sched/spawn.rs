@@ -58,7 +58,6 @@ fn thread_main<F: FnOnce()>(start: *mut ()) {
     let (closure, mut exit) = (start.closure, start.exit);
     let _plug = PlugExit;
     // Whatever the closure owned is dropped before the end of the thread is made known.
-    lockdep::start_of_thread();
     closure();
     lockdep::end_of_thread();
     exit.returned = true;

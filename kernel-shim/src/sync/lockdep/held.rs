@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU16, Ordering};
 use super::graph::{self, ClassId, ClassKey};
 use super::report;
 use super::{Kind, Mode};
-use crate::sched;
+use crate::sched::{self, Task};
 
 /// Locks that a task holds at once, at most: read-ahead has this many pages and a few more.
 const MAX_HELD: usize = 128;
@@ -389,9 +389,19 @@ pub(crate) fn might_sleep() {
     }
 }
 
-/// A thread begins: whatever another has left in its task is not its own.
-pub(crate) fn start_of_thread() {
-    forget_from(0);
+/// A task is about to be used by a thread: whatever another has left in it is not its own.
+pub(crate) fn start_of(task: &Task) {
+    // SAFETY: no thread has it.
+    let stack = unsafe { &mut *task.held.0.get() };
+    (stack.len, stack.chain, stack.subclass, stack.reporting) = (0, 0, 0, false);
+}
+
+/// Calls `f`, which is no part of what the task does, with nothing checked.
+#[cfg(all(feature = "sim", not(feature = "bare")))]
+pub(crate) fn silently(f: impl FnOnce()) {
+    with(|stack| stack.reporting = true);
+    f();
+    with(|stack| stack.reporting = false);
 }
 
 /// The running thread ends: it must hold nothing.

@@ -97,7 +97,14 @@ pub fn for_each_order(_f: &mut dyn FnMut(&'static str, &'static str)) {}
 pub(crate) fn might_sleep() {}
 
 #[inline(always)]
-pub(crate) fn start_of_thread() {}
+pub(crate) fn start_of(_task: &crate::sched::Task) {}
+
+/// Calls `f`.
+#[cfg(all(feature = "sim", not(feature = "bare")))]
+#[inline(always)]
+pub(crate) fn silently(f: impl FnOnce()) {
+    f();
+}
 
 #[inline(always)]
 pub(crate) fn end_of_thread() {}
