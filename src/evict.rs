@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use kernel_shim::alloc::Arc;
 use kernel_shim::error::Result;
+use kernel_shim::fs::I_MUTEX_DYING;
 use kernel_shim::pr_warn;
 use kernel_shim::sched::in_interrupt;
 use kernel_shim::time::ktime_get_real;
@@ -47,7 +48,7 @@ pub(crate) fn ext4_evict_inode(inode: &Arc<Inode>) {
 
 fn delete_inode(inode: &Inode) -> Result {
     {
-        let locked = inode.lock();
+        let locked = inode.lock_nested(I_MUTEX_DYING);
         let info = inode.i_private();
         // Others have in the place of a block map what is none.
         let fast_symlink = inode.is_lnk() && !info.is_extents() && inode.i_size() < EXT4_I_DATA_LEN as i64;

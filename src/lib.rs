@@ -263,6 +263,11 @@ const LOCK_ORDER: &[&[&str]] = &[
       "buffer", "buffer/1", "bio"],
     // Directories: the upper one or the one of the lower number, the other one, what is in them; all above files.
     &["sb_writers", "s_vfs_rename_mutex", "i_mutex_dir", "i_mutex_dir/1", "i_mutex_dir/2", "i_mutex_dir/3", "i_mutex"],
+    // Inodes that nobody else knows yet, or any more.
+    &["jbd2_handle", "i_mutex/4", "i_data_sem"],
+    &["jbd2_handle", "i_mutex_dir/4", "i_data_sem"],
+    &["i_mutex_dir", "i_mutex/5", "page_writeback"],
+    &["i_mutex_dir", "i_mutex_dir/5", "page_writeback"],
     // Spinlocks.
     &["bio", "j_state_lock", "i_es_lock"],
     &["bio", "jh_hash", "jh_state", "t_lists"],

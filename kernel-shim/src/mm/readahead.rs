@@ -132,8 +132,8 @@ fn read_new_pages<F: FileSystem>(inode: &Inode<F>, first: u64, count: usize) -> 
             Err(_) => break,
         }
     }
-    // Locked before they can be found, so that finders wait for the read.
-    let mut guards: Guards<'_> = pages.iter().map(|page| page.data.write()).collect();
+    // Locked before they can be found, so that finders wait for the read; and so at once, as nobody else has them.
+    let mut guards: Guards<'_> = pages.iter().filter_map(|page| page.data.try_write()).collect();
     let added = mapping.add(&pages)?;
     guards.truncate(added);
     if added == 0 {

@@ -37,14 +37,14 @@ mod tests;
 
 #[cfg(feature = "lockdep")]
 pub use graph::{for_each_order, lock_order};
+#[cfg(all(feature = "lockdep", feature = "sim", not(feature = "bare")))]
+pub(crate) use held::silently;
 #[cfg(feature = "lockdep")]
 pub(crate) use held::{Dep, Held, HeldDep};
 #[cfg(feature = "lockdep")]
 pub use held::{HeldMap, LockMap, Syscall, subclass, syscall};
 #[cfg(feature = "lockdep")]
 pub(crate) use held::{end_of_thread, might_sleep, start_of};
-#[cfg(all(feature = "lockdep", feature = "sim", not(feature = "bare")))]
-pub(crate) use held::silently;
 #[cfg(not(feature = "lockdep"))]
 pub use off::*;
 

@@ -14,7 +14,7 @@ use crate::sched::{self, Task};
 /// Locks that a task holds at once, at most: read-ahead has this many pages and a few more.
 const MAX_HELD: usize = 128;
 /// How many subclasses a class may have, the first included.
-const SUBCLASSES: usize = 4;
+const SUBCLASSES: usize = 8;
 /// A class that is not known yet.
 const UNKNOWN: ClassId = ClassId::MAX;
 

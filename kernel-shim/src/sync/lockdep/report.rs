@@ -74,10 +74,6 @@ fn report(head: &Line, more: impl FnOnce()) {
     }
     more();
     held::with(|stack| stack.set_reporting(false));
-    if std::env::var("LOCKDEP_LOG").is_ok() {
-        crate::pr_err!("LOCKDEPLOG {} @@ {}", head.0, Location::caller());
-        return;
-    }
     bug_on!(true, "lockdep: {}", head.0);
 }
 
