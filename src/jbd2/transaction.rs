@@ -76,7 +76,10 @@ pub(super) struct TransactionLists {
 
 impl Transaction {
     pub(super) fn new(tid: Tid) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { tid, lists: SpinLock::named("t_lists", TransactionLists::default()) }, GFP_NOFS | GFP_NOFAIL)?)
+        Ok(Arc::new(
+            Self { tid, lists: SpinLock::named("t_lists", TransactionLists::default()) },
+            GFP_NOFS | GFP_NOFAIL,
+        )?)
     }
 }
 

@@ -50,7 +50,7 @@ const SLEEPING: &[&[&str]] = &[
 ];
 
 /// Works that are waited for, with what they may do themselves; and threads of a mount, which are joined.
-const WORKS: &[&str] = &["dio_done", "evict", "ext4-trim", "j_thread"];
+const WORKS: &[&str] = &["dio_done", "evict", "ext4-dio-trim", "j_thread"];
 
 /// Spinlocks, under which only those further down are taken.
 const SPIN: &[&[&str]] = &[

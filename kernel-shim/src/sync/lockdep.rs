@@ -37,8 +37,8 @@ mod tests;
 
 #[cfg(feature = "lockdep")]
 pub use graph::{for_each_order, lock_order};
-#[cfg(all(feature = "lockdep", feature = "sim", not(feature = "bare")))]
-pub(crate) use held::silently;
+#[cfg(all(feature = "lockdep", feature = "host"))]
+pub(crate) use held::aside;
 #[cfg(feature = "lockdep")]
 pub(crate) use held::{Dep, Held, HeldDep};
 #[cfg(feature = "lockdep")]

@@ -53,6 +53,8 @@ unsafe impl Send for Held {}
 
 pub(super) struct Stack {
     len: usize,
+    /// How many of them are set aside: see [`aside`].
+    base: usize,
     /// The sum of the hashes of the classes that are not held in interrupt context.
     chain: u64,
     /// Of the next lock.
@@ -65,7 +67,14 @@ pub(super) struct Stack {
 impl Held {
     /// Nothing.
     pub(crate) const fn new() -> Held {
-        Held(UnsafeCell::new(Stack { len: 0, chain: 0, subclass: 0, reporting: false, held: [None; MAX_HELD] }))
+        Held(UnsafeCell::new(Stack {
+            len: 0,
+            base: 0,
+            chain: 0,
+            subclass: 0,
+            reporting: false,
+            held: [None; MAX_HELD],
+        }))
     }
 }
 
@@ -86,7 +95,7 @@ fn mix(class: ClassId) -> u64 {
 impl Stack {
     /// What is held, the first first.
     pub(super) fn entries(&self) -> impl DoubleEndedIterator<Item = &Entry> + Clone {
-        self.held[..self.len].iter().flatten()
+        self.held[self.base..self.len].iter().flatten()
     }
 
     /// The same, of this context only.
@@ -182,7 +191,7 @@ impl Dep {
         let class = self.class(with(|stack| core::mem::take(&mut stack.subclass)));
         let irq = sched::in_interrupt();
         let (key, look) = with(|stack| {
-            if stack.len == 0 || stack.reporting {
+            if stack.len == stack.base || stack.reporting {
                 return (0, Look::Fine);
             }
             // A map is no one thing: what its address is means nothing.
@@ -393,15 +402,26 @@ pub(crate) fn might_sleep() {
 pub(crate) fn start_of(task: &Task) {
     // SAFETY: no thread has it.
     let stack = unsafe { &mut *task.held.0.get() };
-    (stack.len, stack.chain, stack.subclass, stack.reporting) = (0, 0, 0, false);
+    (stack.len, stack.base, stack.chain, stack.subclass, stack.reporting) = (0, 0, 0, 0, false);
 }
 
-/// Calls `f`, which is no part of what the task does, with nothing checked.
-#[cfg(all(feature = "sim", not(feature = "bare")))]
-pub(crate) fn silently(f: impl FnOnce()) {
-    with(|stack| stack.reporting = true);
+/// Calls `f`, which is no part of what the task does: for it nothing is held. A test's look at the world in the middle of an
+/// operation, or another operation that it has come in between.
+#[cfg(feature = "host")]
+pub(crate) fn aside(f: impl FnOnce()) {
+    /// What was held comes back, also if `f` panics.
+    struct Back(usize, u64, u8);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            with(|stack| (stack.base, stack.chain, stack.subclass) = (self.0, self.1, self.2));
+        }
+    }
+    let _back = with(|stack| {
+        let back = Back(stack.base, stack.chain, stack.subclass);
+        (stack.base, stack.chain, stack.subclass) = (stack.len, 0, 0);
+        back
+    });
     f();
-    with(|stack| stack.reporting = false);
 }
 
 /// The running thread ends: it must hold nothing.

@@ -100,9 +100,9 @@ pub(crate) fn might_sleep() {}
 pub(crate) fn start_of(_task: &crate::sched::Task) {}
 
 /// Calls `f`.
-#[cfg(all(feature = "sim", not(feature = "bare")))]
+#[cfg(feature = "host")]
 #[inline(always)]
-pub(crate) fn silently(f: impl FnOnce()) {
+pub(crate) fn aside(f: impl FnOnce()) {
     f();
 }
 

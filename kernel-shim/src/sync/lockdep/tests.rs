@@ -256,6 +256,25 @@ fn a_wait_is_like_a_lock() {
 }
 
 #[test]
+fn what_is_done_aside_is_another_s() {
+    let (outer, inner) = (Mutex::named("aside_outer", ()), Mutex::named("aside_inner", ()));
+    {
+        let _outer = outer.lock();
+        super::aside(|| drop(inner.lock()));
+        assert_report("recursive locking: aside_inner (write) under itself (write)", || {
+            super::aside(|| {
+                let _a = inner.lock();
+                let _b = inner.lock();
+            });
+        });
+        assert_report("recursive locking: aside_outer (write) under itself (write)", || drop(outer.lock()));
+    }
+    let mut seen = std::vec::Vec::new();
+    for_each_order(&mut |from, to| seen.push((from, to)));
+    assert!(!seen.contains(&("aside_outer", "aside_inner")), "{seen:?}");
+}
+
+#[test]
 fn a_lock_that_moves_is_another() {
     // Found by its address, which the next one gets.
     for _ in 0..3 {
