@@ -47,7 +47,7 @@ fn lblk_of(lblk: u64) -> Result<Lblk> {
 /// A look-up; the length is at least 1 also for holes.
 fn lookup(inode: &Inode, lblk: u64, len: u32) -> Result<MapBlocks> {
     let mut map = MapBlocks::new(lblk_of(lblk)?, len);
-    let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty())?;
+    let n = ext4_map_blocks(inode, &mut map)?;
     map.m_len = if n > 0 { n } else { map.m_len }.clamp(1, len.max(1));
     if n == 0 {
         map.m_flags = MapFlags::empty();

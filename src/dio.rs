@@ -67,7 +67,7 @@ pub fn ext4_dio_alloc(inode: &Inode, pos: i64, len: usize, extend: bool) -> Resu
     while at < end {
         let left = (end - at).min(DIO_CHUNK_BLOCKS) as u32;
         let mut map = MapBlocks::new(Lblk(at as u32), left);
-        let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty())?;
+        let n = ext4_map_blocks(inode, &mut map)?;
         if n > 0 && map.m_flags.contains(MapFlags::MAPPED) && !orphan {
             at += u64::from(n);
             continue;

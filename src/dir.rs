@@ -67,7 +67,7 @@ impl Node for Inode {
     }
     fn bmap(&self, lblk: Lblk) -> Ext4Result<Option<Fsblk>> {
         let mut map = MapBlocks::new(lblk, 1);
-        let blocks = ext4_map_blocks(self, &mut map, GetBlocks::empty())?;
+        let blocks = ext4_map_blocks(self, &mut map)?;
         Ok((blocks > 0 && map.m_flags.contains(MapFlags::MAPPED)).then_some(map.m_pblk))
     }
     fn i_data(&self) -> [u8; EXT4_I_DATA_LEN] {

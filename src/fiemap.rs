@@ -9,7 +9,7 @@ use kernel_shim::fs::FileSystem;
 use kernel_shim::sync::lockdep::syscall;
 
 use crate::aops::filemap_write_and_wait_range;
-use crate::ext4::{EXT4_I_DATA_LEN, GetBlocks, Lblk, MapBlocks, MapFlags};
+use crate::ext4::{EXT4_I_DATA_LEN, Lblk, MapBlocks, MapFlags};
 use crate::inode::ext4_map_blocks;
 use crate::xattr::ext4_xattr_ibody_place;
 use crate::{Ext4, IRef, Inode};
@@ -157,7 +157,7 @@ fn map_from(inode: &Inode, at: u64, end: u64) -> Result<MapBlocks> {
     let lblk = Lblk(u32::try_from(at).map_err(|_| EFBIG)?);
     let len = u32::try_from(end - at).unwrap_or(u32::MAX);
     let mut map = MapBlocks::new(lblk, len);
-    let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty())?;
+    let n = ext4_map_blocks(inode, &mut map)?;
     if n == 0 {
         map.m_flags = MapFlags::empty();
     }

@@ -15,7 +15,7 @@ use kernel_shim::sync::{Mutex, MutexGuard};
 use kernel_shim::testing::{Fix, reverted, trace};
 
 use crate::aops::{ext4_buffered_write_iter, ext4_should_journal_data};
-use crate::ext4::{DioMode, GetBlocks, Lblk, MapBlocks, MapFlags};
+use crate::ext4::{DioMode, Lblk, MapBlocks, MapFlags};
 use crate::inode::{ext4_map_blocks, ext4_map_blocks_nowait, ext4_should_dioread_nolock};
 use crate::{Inode, Kiocb, Locked, Private};
 
@@ -363,7 +363,7 @@ fn ext4_overwrite_io(inode: &Inode, range: WriteRange, nowait: bool) -> Result<O
 fn ext4_written_blocks(inode: &Inode, lblk: Lblk, len: u32, nowait: bool) -> Result<Option<MapBlocks>> {
     let mut map = MapBlocks::new(lblk, len);
     let n = match nowait {
-        false => ext4_map_blocks(inode, &mut map, GetBlocks::empty())?,
+        false => ext4_map_blocks(inode, &mut map)?,
         true => ext4_map_blocks_nowait(inode, &mut map)?,
     };
     Ok((n > 0 && map.m_flags.contains(MapFlags::MAPPED)).then_some(map))

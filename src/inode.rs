@@ -29,21 +29,19 @@ pub fn ext4_should_dioread_nolock(inode: &Inode) -> bool {
 /// Looks up `map.m_len` blocks from `map.m_lblk` on. Returns how many are mapped alike from the first on, 0 for a hole;
 /// `m_pblk`, `m_flags` and `m_len` say where and how. Written ones are `MAPPED`, allocated ones that hold no data `UNWRITTEN`.
 ///
-/// Takes `i_data_sem` for reading unless the extent status cache knows. `EOPNOTSUPP` for `CREATE` where there is something
-/// to create; `EFSCORRUPTED` and `EFSBADCRC` for a map that cannot be.
+/// Takes `i_data_sem` for reading unless the extent status cache knows. `EFSCORRUPTED` and `EFSBADCRC` for a map that cannot be.
+///
+/// PORT: C's allocates, too, if its flags say so: here that is [`ext4_map_create_blocks`].
 #[inline]
-pub fn ext4_map_blocks(inode: &Inode, map: &mut MapBlocks, flags: GetBlocks) -> Result<u32> {
-    kernel_shim::testing::trace("ext4_map_blocks");
-    let n = match inode.i_private().i_es_tree.lookup_last(map) {
-        Some(n) => n,
-        None => {
-            // Not by reference: the caller's may stay in registers.
-            let (n, answer) = ext4_map_blocks_slow(inode, map.m_lblk, map.m_len)?;
-            *map = answer;
-            n
-        }
-    };
-    ext4_map_blocks_create(map, flags, n)
+pub fn ext4_map_blocks(inode: &Inode, map: &mut MapBlocks) -> Result<u32> {
+    trace("ext4_map_blocks");
+    if let Some(n) = inode.i_private().i_es_tree.lookup_last(map) {
+        return Ok(n);
+    }
+    // Not by reference: the caller's may stay in registers.
+    let (n, answer) = ext4_map_blocks_slow(inode, map.m_lblk, map.m_len)?;
+    *map = answer;
+    Ok(n)
 }
 
 #[inline(never)]
@@ -68,14 +66,6 @@ pub fn ext4_map_blocks_locked(inode: &Inode, tree: &ExtentTree, map: &mut MapBlo
     } else {
         ext4_ind_map_blocks(inode, tree, map)
     }
-}
-
-#[inline]
-fn ext4_map_blocks_create(map: &MapBlocks, flags: GetBlocks, n: u32) -> Result<u32> {
-    if flags.contains(GetBlocks::CREATE) && !map.m_flags.contains(MapFlags::MAPPED) {
-        return Err(EOPNOTSUPP);
-    }
-    Ok(n)
 }
 
 /// [`ext4_map_blocks`] under a handle, which allocates what is missing or converts, as `flags` say (`CREATE`, `UNINIT_EXT`, `PRE_IO`,
@@ -127,7 +117,7 @@ fn map_blocks_for(lblk: u64, len: u32) -> Result<MapBlocks> {
 /// For reads: maps, and allocates nothing.
 pub fn ext4_get_block(inode: &Inode, lblk: u64, len: u32) -> Result<MapResult> {
     let mut map = map_blocks_for(lblk, len)?;
-    let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty())?;
+    let n = ext4_map_blocks(inode, &mut map)?;
     Ok(map_result(&map, n))
 }
 
@@ -145,7 +135,7 @@ pub fn ext4_get_block_write(inode: &Inode, lblk: u64, len: u32, new_from: Option
     if let Some(new_from) = new_from.filter(|new_from| lblk < *new_from) {
         map.m_len = map.m_len.min(u32::try_from(new_from - lblk).unwrap_or(u32::MAX));
     }
-    let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty())?;
+    let n = ext4_map_blocks(inode, &mut map)?;
     if n == 0 {
         return Ok(map_result(&map, n));
     }
@@ -183,7 +173,7 @@ fn ext4_get_block_nolock_unknown(inode: &Inode, window: &Window<'_>, lblk: u64, 
     let mut map = map_blocks_for(lblk, len)?;
     let n = match window {
         Window::IDataSem(tree) => ext4_map_blocks_locked(inode, tree, &mut map)?,
-        Window::Count => ext4_map_blocks(inode, &mut map, GetBlocks::empty())?,
+        Window::Count => ext4_map_blocks(inode, &mut map)?,
     };
     Ok(map_result(&map, n))
 }
@@ -384,7 +374,7 @@ fn ext4_zero_tail(i_mutex: &Locked<'_>, offset: i64) -> Result {
         return Ok(());
     }
     let mut map = map_blocks_for(size as u64 >> blkbits, 1)?;
-    let n = ext4_map_blocks(i_mutex, &mut map, GetBlocks::empty())?;
+    let n = ext4_map_blocks(i_mutex, &mut map)?;
     if n == 0 || !map.m_flags.contains(MapFlags::MAPPED) {
         return Ok(());
     }
@@ -492,7 +482,7 @@ fn ext4_ind_hole_inside(inode: &Inode, offset: i64, end: u64) -> Result<bool> {
     let mut at = offset as u64 >> inode.i_blkbits();
     while at < end {
         let mut map = map_blocks_for(at, u32::try_from(end - at).unwrap_or(u32::MAX))?;
-        match ext4_map_blocks(inode, &mut map, GetBlocks::empty())? {
+        match ext4_map_blocks(inode, &mut map)? {
             0 => return Ok(true),
             n => at += u64::from(n),
         }

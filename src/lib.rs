@@ -155,6 +155,7 @@
 //! | `kiocb.private` | a pointer used by submission and completion | moves into the request | no two owners (G4, G5) |
 //! | write checks | after the verdict | before | `O_APPEND` moves the write (G37) |
 //! | counting in flight | after the unlock | before | G1 |
+//! | `ext4_map_blocks` | looks up, allocates and converts, as its flags say | looks up; `ext4_map_create_blocks` does the rest | who looks up needs no handle |
 //! | the verdict's look-up | made again by `direct_IO` | handed on in `kiocb.private` | the count keeps it true |
 //! | verdict over several extents | one look-up, so no | each extent is asked, in the default mode | G23 |
 //! | bad address half-way | rest of the blocks from the zero page | what was before it is written, the rest keeps its data | G9 |

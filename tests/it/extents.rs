@@ -142,7 +142,7 @@ impl Fixture {
         while cells.len() < self.model.len() {
             let lblk = cells.len() as u32;
             let mut map = MapBlocks::new(Lblk(lblk), self.model.len() as u32 - lblk);
-            let n = ext4_map_blocks(self.inode(), &mut map, GetBlocks::empty())
+            let n = ext4_map_blocks(self.inode(), &mut map)
                 .unwrap_or_else(|e| panic!("{}: block {lblk}: {e:?}", self.what));
             assert!(map.m_len > 0 && (n == 0 || n == map.m_len), "{}: {map:?}", self.what);
             cells.extend((0..u64::from(map.m_len)).map(|i| match (n, map.m_flags.contains(MapFlags::MAPPED)) {

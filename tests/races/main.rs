@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use ext4_dio::aops::ext4_writepages;
-use ext4_dio::ext4::{GetBlocks, InodeFlags, Lblk, MapBlocks, MapFlags};
+use ext4_dio::ext4::{InodeFlags, Lblk, MapBlocks, MapFlags};
 use ext4_dio::extents::ext4_ext_next;
 use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
 use ext4_dio::file::ext4_file_write;
@@ -84,7 +84,7 @@ fn longest_extent(file: &KArc<File>) -> (usize, usize) {
 fn make_stale(m: &Mount) {
     let file = m.open("/unwritten");
     let mut map = MapBlocks::new(Lblk(0), UNWRITTEN_BLOCKS as u32);
-    assert_eq!(ext4_map_blocks(file.f_inode(), &mut map, GetBlocks::empty()), Ok(UNWRITTEN_BLOCKS as u32));
+    assert_eq!(ext4_map_blocks(file.f_inode(), &mut map), Ok(UNWRITTEN_BLOCKS as u32));
     assert!(map.m_flags.contains(MapFlags::UNWRITTEN));
     poke(m.sb.s_bdev(), map.m_pblk.0 * BLOCK as u64, &[STALE; UNWRITTEN_BLOCKS * BLOCK]);
 }

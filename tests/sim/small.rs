@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ext4_dio::ext4::{GetBlocks, Group, Lblk, MapBlocks, MapFlags};
+use ext4_dio::ext4::{Group, Lblk, MapBlocks, MapFlags};
 use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
 use ext4_dio::fsync::ext4_sync_file;
 use ext4_dio::inode::ext4_map_blocks;
@@ -77,7 +77,7 @@ impl Small {
 /// Where block `lblk` of `inode` is, written or not.
 fn place(inode: &Inode, lblk: u32) -> Option<u64> {
     let mut map = MapBlocks::new(Lblk(lblk), 1);
-    let n = ext4_map_blocks(inode, &mut map, GetBlocks::empty()).expect("a good map");
+    let n = ext4_map_blocks(inode, &mut map).expect("a good map");
     (n != 0 || map.m_flags.contains(MapFlags::UNWRITTEN)).then_some(map.m_pblk.0)
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 use ext4_dio::checksum::ext4_extent_block_csum;
-use ext4_dio::ext4::{GetBlocks, Lblk, MapBlocks, MapFlags};
+use ext4_dio::ext4::{Lblk, MapBlocks, MapFlags};
 use ext4_dio::extents::ext4_ext_next;
 use ext4_dio::extents_status::EsStatus;
 use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
@@ -198,7 +198,7 @@ impl World {
         while cached.len() < MOST as usize {
             let at = cached.len() as u32;
             let mut map = MapBlocks::new(Lblk(at), MOST - at);
-            let found = ext4_map_blocks(self.inode(), &mut map, GetBlocks::empty()).expect("a map");
+            let found = ext4_map_blocks(self.inode(), &mut map).expect("a map");
             let status = match (found, map.m_flags.contains(MapFlags::MAPPED)) {
                 (0, _) => EsStatus::Hole,
                 (_, true) => EsStatus::Written,

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use ext4_dio::dir::{DiskNode, Node};
-use ext4_dio::ext4::{GetBlocks, Lblk, MapBlocks};
+use ext4_dio::ext4::{Lblk, MapBlocks};
 use ext4_dio::extents_status::EsStatus;
 use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
 use ext4_dio::fiemap::{FiemapFlags, Whence, ext4_fiemap, ext4_seek};
@@ -179,7 +179,7 @@ impl Visitor<'_> {
         let (mut lblk, mut extents) = (0u32, 0);
         while lblk < u32::MAX - 1 && extents < MOST_EXTENTS {
             let mut map = MapBlocks::new(Lblk(lblk), u32::MAX - 1 - lblk);
-            let mapped = ext4_map_blocks(inode, &mut map, GetBlocks::empty());
+            let mapped = ext4_map_blocks(inode, &mut map);
             if self.note(mapped).is_none() {
                 break;
             }
