@@ -37,14 +37,14 @@ mod tests;
 
 #[cfg(feature = "lockdep")]
 pub use graph::{for_each_order, lock_order};
-#[cfg(all(feature = "lockdep", feature = "host"))]
-pub(crate) use held::aside;
 #[cfg(feature = "lockdep")]
 pub(crate) use held::{Dep, Held, HeldDep};
 #[cfg(feature = "lockdep")]
 pub use held::{HeldMap, LockMap, Syscall, subclass, syscall};
+#[cfg(all(feature = "lockdep", feature = "host"))]
+pub(crate) use held::{aside, start_of};
 #[cfg(feature = "lockdep")]
-pub(crate) use held::{end_of_thread, might_sleep, start_of};
+pub(crate) use held::{end_of_thread, might_sleep};
 #[cfg(not(feature = "lockdep"))]
 pub use off::*;
 

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU16, Ordering};
 use super::graph::{self, ClassId, ClassKey};
 use super::report;
 use super::{Kind, Mode};
-use crate::sched::{self, Task};
+use crate::sched;
 
 /// Locks that a task holds at once, at most: read-ahead has this many pages and a few more.
 const MAX_HELD: usize = 128;
@@ -399,7 +399,8 @@ pub(crate) fn might_sleep() {
 }
 
 /// A task is about to be used by a thread: whatever another has left in it is not its own.
-pub(crate) fn start_of(task: &Task) {
+#[cfg(feature = "host")]
+pub(crate) fn start_of(task: &sched::Task) {
     // SAFETY: no thread has it.
     let stack = unsafe { &mut *task.held.0.get() };
     (stack.len, stack.base, stack.chain, stack.subclass, stack.reporting) = (0, 0, 0, 0, false);

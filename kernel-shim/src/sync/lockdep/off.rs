@@ -96,6 +96,7 @@ pub fn for_each_order(_f: &mut dyn FnMut(&'static str, &'static str)) {}
 #[inline(always)]
 pub(crate) fn might_sleep() {}
 
+#[cfg(feature = "host")]
 #[inline(always)]
 pub(crate) fn start_of(_task: &crate::sched::Task) {}
 
