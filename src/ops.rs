@@ -284,6 +284,9 @@ pub fn ext4_umount(sb: &Arc<SuperBlock>) -> Result {
     if sb.busy_inodes() > 0 {
         // A transaction holds the inodes whose data it has to see written; not any more once it is committed.
         synced = ext4_sync_fs(sb);
+        if let Some(journal) = sbi.s_journal() {
+            journal.put_lost_inodes();
+        }
         sb.drain_evictions();
         if sb.busy_inodes() > 0 {
             return Err(EBUSY);

@@ -671,6 +671,18 @@ impl Journal {
         flushed
     }
 
+    /// Lets go of the inodes that the running transaction of an aborted journal waits for: it will never be committed. Called with no handle
+    /// open. Sleeps.
+    pub fn put_lost_inodes(&self) {
+        let lost = {
+            let state = self.state.lock();
+            state.aborted.and(state.running.as_ref()).map(|running| running.trans.clone())
+        };
+        if let Some(trans) = lost {
+            super::commit::put_ordered(&trans);
+        }
+    }
+
     /// The log was replayed, and is empty: the next transaction is `next_tid`.
     pub(super) fn reset(&self, next_tid: Tid) -> Result {
         self.write_sb(ReqOpf::FUA, |sb| {
