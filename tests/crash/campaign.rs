@@ -131,11 +131,7 @@ impl Place<'_> {
                 Some(_) => break,
                 None => next.fetch_add(1, Ordering::Relaxed),
             };
-            let enough = match self.campaign.until {
-                Some(until) => Instant::now() >= until,
-                None => self.outcome.images() >= self.campaign.images,
-            };
-            if enough && self.campaign.only.is_none() || !self.outcome.failures().is_empty() {
+            if self.enough() || !self.outcome.failures().is_empty() {
                 break;
             }
             self.now(&format!("EXT4_DIO_SEED={seed}: the run itself"));
@@ -145,6 +141,15 @@ impl Place<'_> {
             }
         }
         self.now("");
+    }
+
+    /// Whether there have been enough images, or enough time.
+    fn enough(&self) -> bool {
+        self.campaign.only.is_none()
+            && match self.campaign.until {
+                Some(until) => Instant::now() >= until,
+                None => self.outcome.images() >= self.campaign.images,
+            }
     }
 
     fn now(&self, what: &str) {
@@ -157,6 +162,9 @@ impl Place<'_> {
         let mut moment = Moment::new(&run.trace, run.base.clone());
         let mut rng = Rng(run.unit.seed ^ 0xc4a5);
         for &point in &run.trace.points {
+            if self.enough() {
+                return;
+            }
             moment.advance(point);
             let only = self.campaign.only.as_ref();
             if only.and_then(|only| only.point).is_some_and(|only| only != point) {

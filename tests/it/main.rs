@@ -17,4 +17,5 @@ mod ondisk;
 mod parallel;
 mod semantics;
 mod truncate;
+mod verdict;
 mod xattr;

@@ -6,6 +6,8 @@ use std::ptr::NonNull;
 
 #[path = "../../../kernel-shim/src/alloc/arc.rs"]
 pub mod arc;
+#[path = "../../../kernel-shim/src/alloc/flags.rs"]
+mod flags;
 #[path = "../../../kernel-shim/src/alloc/kbox.rs"]
 pub mod kbox;
 #[path = "../../../kernel-shim/src/alloc/kvec.rs"]
@@ -14,15 +16,10 @@ pub mod kvec;
 pub mod pool;
 
 pub use arc::Arc;
+pub use flags::{Flags, GFP_ATOMIC, GFP_KERNEL, GFP_NOFAIL, GFP_NOFS, GFP_NOIO, GFP_ZERO};
 pub use kbox::KBox;
 pub use kvec::KVec;
 pub use pool::Pool;
-
-/// As `kernel-shim`'s; there is only one.
-#[derive(Clone, Copy)]
-pub struct Flags;
-
-pub const GFP_KERNEL: Flags = Flags;
 
 /// There is always memory.
 #[derive(Debug)]
