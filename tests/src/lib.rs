@@ -4,6 +4,7 @@
 pub mod alone;
 pub mod crash;
 pub mod crash_disk;
+pub mod crash_step;
 pub mod crash_world;
 pub mod damage;
 pub mod differential;
