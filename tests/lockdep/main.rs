@@ -4,6 +4,9 @@
 //! Every mount tells lockdep the documented order (`LOCK_ORDER` in `src/lib.rs`), so that any test that contradicts it fails. Here it is
 //! looked at the other way round: whether what is documented is what happens, and whether everything that happens is documented.
 
+// Without them there is no lockdep.
+#![cfg(debug_assertions)]
+
 use std::collections::BTreeSet;
 use std::io::Write as _;
 

@@ -138,20 +138,20 @@ impl BufferHead {
     /// Not twice in one task: a writer that comes in between would stop the second for ever.
     #[doc(alias = "b_data")]
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn read(&self) -> BufferRead<'_> {
         BufferRead { guard: self.0.data.read() }
     }
 
     /// [`BufferHead::read`] of a block that may be locked with others locked; `subclass`, 1 to 3, says which of them goes first.
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn read_nested(&self, subclass: u8) -> BufferRead<'_> {
         lockdep::subclass(subclass);
         self.read()
     }
 
     /// [`BufferHead::write`], the same way.
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn write_nested(&self, subclass: u8) -> BufferWrite<'_> {
         lockdep::subclass(subclass);
         self.write()
@@ -159,7 +159,7 @@ impl BufferHead {
 
     /// [`BufferHead::read`], if it need not sleep.
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn try_read(&self) -> Option<BufferRead<'_>> {
         Some(BufferRead { guard: self.0.data.try_read()? })
     }
@@ -167,14 +167,14 @@ impl BufferHead {
     /// Locks the bytes for writing. Sleeps while somebody has them, write-back included.
     #[doc(alias = "lock_buffer")]
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn write(&self) -> BufferWrite<'_> {
         BufferWrite { bh: self, guard: self.0.data.write() }
     }
 
     /// [`BufferHead::write`], if it need not sleep. Any context.
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn try_write(&self) -> Option<BufferWrite<'_>> {
         Some(BufferWrite { bh: self, guard: self.0.data.try_write()? })
     }

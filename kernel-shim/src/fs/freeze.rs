@@ -42,7 +42,7 @@ impl FreezeGate {
     /// Goes in, unless it is shut. Does not sleep; any context.
     #[doc(alias = "sb_start_write_trylock")]
     #[inline(always)]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn try_enter(&self) -> Option<WriteAccess<'_>> {
         self.dep.hold_tried(Mode::Read);
         let counter = self.inside.this();
@@ -56,7 +56,7 @@ impl FreezeGate {
     /// Goes in; sleeps while it is shut.
     #[doc(alias = "sb_start_write")]
     #[inline(always)]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn enter(&self) -> WriteAccess<'_> {
         self.dep.might_wait();
         match self.try_enter() {
@@ -66,7 +66,7 @@ impl FreezeGate {
     }
 
     #[cold]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn enter_slow(&self) -> WriteAccess<'_> {
         loop {
             self.wait.wait_event(|| !self.is_shut());

@@ -348,14 +348,14 @@ impl<F: FileSystem> Inode<F> {
 
     /// `mutex_lock(&inode->i_mutex)`. Sleeps.
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn lock(&self) -> Locked<'_, F> {
         Locked { inode: self, guard: self.hot.i_mutex.lock() }
     }
 
     /// The same with another's `i_mutex` held, as `subclass` says: [`I_MUTEX_SECOND`] and so on.
     #[doc(alias = "mutex_lock_nested")]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn lock_nested(&self, subclass: u8) -> Locked<'_, F> {
         lockdep::subclass(subclass);
         self.lock()
@@ -363,7 +363,7 @@ impl<F: FileSystem> Inode<F> {
 
     /// `mutex_trylock(&inode->i_mutex)`.
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn try_lock(&self) -> Option<Locked<'_, F>> {
         self.hot.i_mutex.try_lock().map(|guard| Locked { inode: self, guard })
     }
@@ -396,7 +396,7 @@ impl<F: FileSystem> Inode<F> {
     /// move blocks waits for the count ([`Locked::inode_dio_wait`]) with `i_mutex` held, so the
     /// count must be taken before `i_mutex` is given up.
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn inode_dio_begin(&self) -> DioCount<'_, F> {
         sched_point(Point::Atomic, core::ptr::from_ref(&self.hot.i_dio_count).cast());
         self.i_dio_dep.hold_tried(Mode::Read);
@@ -406,7 +406,7 @@ impl<F: FileSystem> Inode<F> {
 
     /// What completes an I/O keeps those waiting who wait for the count, until the guard goes.
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub(crate) fn inode_dio_completes(&self) -> HeldDep<'_> {
         self.i_dio_dep.held()
     }
@@ -622,7 +622,7 @@ impl<'i, F: FileSystem> Locked<'i, F> {
 
     /// Sleeps until no direct I/O of this inode is in flight. New ones may start as soon as
     /// `i_mutex` is released, and reads that do not take `i_mutex` at any time.
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn inode_dio_wait(&self) {
         self.inode.i_dio_dep.might_wait();
         if self.inode.i_dio_count() != 0 {

@@ -276,7 +276,7 @@ impl<F: FileSystem> SuperBlock<F> {
     /// that a frozen file system stays as it is (G8). Sleeps while it is frozen. A task takes one at a time.
     #[doc(alias = "sb_start_write")]
     #[inline(always)]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn start_write(&self) -> WriteAccess<'_> {
         self.s_writers.enter()
     }
@@ -284,7 +284,7 @@ impl<F: FileSystem> SuperBlock<F> {
     /// [`SuperBlock::start_write`] that gives nothing instead of sleeping.
     #[doc(alias = "sb_start_write_trylock")]
     #[inline(always)]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn try_start_write(&self) -> Option<WriteAccess<'_>> {
         self.s_writers.try_enter()
     }

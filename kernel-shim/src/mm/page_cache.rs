@@ -316,7 +316,7 @@ impl AddressSpace {
     }
 
     /// Locks a page for writing when the device does not read it.
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub(super) fn lock_page<'a>(&'a self, page: &'a Arc<Page>) -> LockedPage<'a> {
         PAGE_IO.might_wait();
         loop {
@@ -331,7 +331,7 @@ impl AddressSpace {
     }
 
     /// Sleeps until a page has none of the marks.
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub(super) fn wait_for(&self, page: &Page, marks: PageFlags) {
         if marks.contains(PageFlags::WRITEBACK) {
             PAGE_WRITEBACK.might_wait();

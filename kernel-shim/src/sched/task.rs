@@ -18,7 +18,7 @@ pub struct Task {
     pub(crate) plug: PlugSlot,
     /// The back end's: whether an unpark is due, and whatever else it keeps in a word.
     token: AtomicU32,
-    #[cfg(feature = "lockdep")]
+    #[cfg(all(feature = "lockdep", debug_assertions))]
     pub(crate) held: crate::sync::lockdep::Held,
     #[cfg(all(feature = "host", not(feature = "bare")))]
     pub(super) host: super::host::HostTask,
@@ -31,7 +31,7 @@ impl Task {
             name,
             plug: PlugSlot::new(),
             token: AtomicU32::new(0),
-            #[cfg(feature = "lockdep")]
+            #[cfg(all(feature = "lockdep", debug_assertions))]
             held: crate::sync::lockdep::Held::new(),
             #[cfg(all(feature = "host", not(feature = "bare")))]
             host: super::host::HostTask::new(),

@@ -21,35 +21,36 @@
 //! What it does not look for: a spinlock that a handler takes and that others take with interrupts on. A
 //! [`SpinLock`](super::SpinLock) turns them off always.
 //!
-//! A report goes to the log and is then a bug: a panic. With feature `lockdep` only; without it nothing here costs anything, and a lock
-//! has no class.
+//! A report goes to the log and is then a bug: a panic. With feature `lockdep` and debug assertions only; without either nothing here
+//! costs anything, and a lock has no class. (Features are those of all that is built at once: a benchmark that is built beside
+//! the tests has theirs.)
 
-#[cfg(feature = "lockdep")]
+#[cfg(all(feature = "lockdep", debug_assertions))]
 mod graph;
-#[cfg(feature = "lockdep")]
+#[cfg(all(feature = "lockdep", debug_assertions))]
 mod held;
-#[cfg(not(feature = "lockdep"))]
+#[cfg(not(all(feature = "lockdep", debug_assertions)))]
 mod off;
-#[cfg(feature = "lockdep")]
+#[cfg(all(feature = "lockdep", debug_assertions))]
 mod report;
-#[cfg(all(test, feature = "lockdep", feature = "host"))]
+#[cfg(all(test, feature = "lockdep", debug_assertions, feature = "host"))]
 mod tests;
 
-#[cfg(feature = "lockdep")]
+#[cfg(all(feature = "lockdep", debug_assertions))]
 pub use graph::{for_each_order, lock_order};
-#[cfg(feature = "lockdep")]
+#[cfg(all(feature = "lockdep", debug_assertions))]
 pub(crate) use held::{Dep, Held, HeldDep};
-#[cfg(feature = "lockdep")]
+#[cfg(all(feature = "lockdep", debug_assertions))]
 pub use held::{HeldMap, LockMap, Syscall, subclass, syscall};
-#[cfg(all(feature = "lockdep", feature = "host"))]
+#[cfg(all(feature = "lockdep", debug_assertions, feature = "host"))]
 pub(crate) use held::{aside, start_of};
-#[cfg(feature = "lockdep")]
+#[cfg(all(feature = "lockdep", debug_assertions))]
 pub(crate) use held::{end_of_thread, might_sleep};
-#[cfg(not(feature = "lockdep"))]
+#[cfg(not(all(feature = "lockdep", debug_assertions)))]
 pub use off::*;
 
-/// Whether this was built with feature `lockdep`.
-pub const LOCKDEP: bool = cfg!(feature = "lockdep");
+/// Whether this was built with feature `lockdep`, and with debug assertions.
+pub const LOCKDEP: bool = cfg!(all(feature = "lockdep", debug_assertions));
 
 /// What a lock is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

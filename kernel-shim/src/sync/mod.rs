@@ -42,5 +42,5 @@ static_assertions::assert_impl_all!(SpinLock<core::cell::Cell<u8>>: Send, Sync);
 static_assertions::assert_not_impl_any!(SpinLockGuard<'static, u8>: Send);
 static_assertions::assert_impl_all!(WaitQueue: Send, Sync);
 static_assertions::assert_impl_all!(Completion: Send, Sync);
-#[cfg(not(feature = "lockdep"))]
+#[cfg(not(all(feature = "lockdep", debug_assertions)))]
 static_assertions::const_assert!(size_of::<RawSleepMutex>() <= 32 && size_of::<RawRwSem>() <= 32);

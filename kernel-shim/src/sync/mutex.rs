@@ -30,14 +30,14 @@ pub struct Mutex<T: ?Sized>(lock_api::Mutex<RawSleepMutex, T>);
 
 impl<T> Mutex<T> {
     /// An unlocked mutex around `value`.
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub const fn new(value: T) -> Mutex<T> {
         Mutex::with_dep(value, Dep::new(Kind::Sleeping, None, core::any::type_name::<T>))
     }
 
     /// The same with a name, by which [lockdep](super::lockdep) knows it.
     #[doc(alias = "new_mutex")]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub const fn named(name: &'static str, value: T) -> Mutex<T> {
         Mutex::with_dep(value, Dep::new(Kind::Sleeping, Some(name), core::any::type_name::<T>))
     }
@@ -69,7 +69,7 @@ impl<T: ?Sized> DerefMut for Mutex<T> {
 }
 
 impl<T: Default> Default for Mutex<T> {
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn default() -> Mutex<T> {
         Mutex::new(T::default())
     }
@@ -267,7 +267,7 @@ unsafe impl RawMutex for RawSleepMutex {
     type GuardMarker = GuardNoSend;
 
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn lock(&self) {
         sched::might_sleep();
         sched_point(Point::Lock, core::ptr::from_ref(self).cast());
@@ -281,7 +281,7 @@ unsafe impl RawMutex for RawSleepMutex {
 
     #[doc(alias = "mutex_trylock")]
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn try_lock(&self) -> bool {
         sched_point(Point::Lock, core::ptr::from_ref(self).cast());
         let me = current_word();

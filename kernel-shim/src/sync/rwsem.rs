@@ -33,13 +33,13 @@ pub struct RwSemaphore<T: ?Sized>(lock_api::RwLock<RawRwSem, T>);
 
 impl<T> RwSemaphore<T> {
     /// A free semaphore around `value`.
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub const fn new(value: T) -> RwSemaphore<T> {
         RwSemaphore::with_dep(value, Dep::new(Kind::Sleeping, None, core::any::type_name::<T>))
     }
 
     /// The same with a name, by which [lockdep](super::lockdep) knows it.
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub const fn named(name: &'static str, value: T) -> RwSemaphore<T> {
         RwSemaphore::with_dep(value, Dep::new(Kind::Sleeping, Some(name), core::any::type_name::<T>))
     }
@@ -71,7 +71,7 @@ impl<T: ?Sized> DerefMut for RwSemaphore<T> {
 }
 
 impl<T: Default> Default for RwSemaphore<T> {
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn default() -> RwSemaphore<T> {
         RwSemaphore::new(T::default())
     }
@@ -234,7 +234,7 @@ unsafe impl RawRwLock for RawRwSem {
 
     #[doc(alias = "down_read")]
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn lock_shared(&self) {
         sched::might_sleep();
         sched_point(Point::LockShared, core::ptr::from_ref(self).cast());
@@ -247,7 +247,7 @@ unsafe impl RawRwLock for RawRwSem {
 
     #[doc(alias = "down_read_trylock")]
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn try_lock_shared(&self) -> bool {
         sched_point(Point::LockShared, core::ptr::from_ref(self).cast());
         let mut count = self.count.load(Ordering::Relaxed);
@@ -276,7 +276,7 @@ unsafe impl RawRwLock for RawRwSem {
 
     #[doc(alias = "down_write")]
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn lock_exclusive(&self) {
         sched::might_sleep();
         sched_point(Point::Lock, core::ptr::from_ref(self).cast());
@@ -289,7 +289,7 @@ unsafe impl RawRwLock for RawRwSem {
 
     #[doc(alias = "down_write_trylock")]
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn try_lock_exclusive(&self) -> bool {
         sched_point(Point::Lock, core::ptr::from_ref(self).cast());
         let locked = self.count.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok();

@@ -38,14 +38,14 @@ unsafe impl<T: ?Sized + Send> Sync for SpinLock<T> {}
 impl<T> SpinLock<T> {
     /// An unlocked lock around `value`.
     #[doc(alias = "spin_lock_init")]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub const fn new(value: T) -> SpinLock<T> {
         SpinLock::with_dep(value, Dep::new(Kind::Spin, None, core::any::type_name::<T>))
     }
 
     /// The same with a name, by which [lockdep](super::lockdep) knows it.
     #[doc(alias = "new_spinlock")]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub const fn named(name: &'static str, value: T) -> SpinLock<T> {
         SpinLock::with_dep(value, Dep::new(Kind::Spin, Some(name), core::any::type_name::<T>))
     }
@@ -69,7 +69,7 @@ impl<T: ?Sized> SpinLock<T> {
     /// Turns interrupts off and takes the lock, spinning while another CPU has it. Any context.
     #[doc(alias = "spin_lock_irqsave")]
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn lock(&self) -> SpinLockGuard<'_, T> {
         sched_point(Point::Spin, core::ptr::from_ref(self).cast());
         let checked = self.dep.check(Mode::Write);
@@ -84,7 +84,7 @@ impl<T: ?Sized> SpinLock<T> {
     /// Takes the lock if it is free. Any context.
     #[doc(alias = "spin_trylock_irqsave")]
     #[inline]
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn try_lock(&self) -> Option<SpinLockGuard<'_, T>> {
         sched_point(Point::Spin, core::ptr::from_ref(self).cast());
         let irq = sched::irq_save();
@@ -114,7 +114,7 @@ impl<T: ?Sized> SpinLock<T> {
 }
 
 impl<T: Default> Default for SpinLock<T> {
-    #[cfg_attr(feature = "lockdep", track_caller)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn default() -> SpinLock<T> {
         SpinLock::new(T::default())
     }
