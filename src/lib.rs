@@ -278,7 +278,7 @@ const LOCK_ORDER: &[&[&str]] = &[
     &["bio", "bh_hash"],
     &["bio", "inode_hash"],
     // The journal's own.
-    &["jbd2_commit", "j_checkpoint_mutex", "buffer", "j_spare", "j_sb_buf", "bio"],
+    &["jbd2_commit", "j_checkpoint_mutex", "j_spare", "buffer", "j_sb_buf", "bio"],
 ];
 
 /// The file system's type, for the shim's generic VFS objects.

@@ -17,7 +17,7 @@
 //!
 //! # Locks
 //!
-//! `j_checkpoint_mutex` → (the device's block locks of buffers) → `spare`, `sb_buf` → (spin) `state` → a bucket of heads → a head →
+//! `j_checkpoint_mutex` → `spare` → (the device's block locks of buffers) → `sb_buf` → (spin) `state` → a bucket of heads → a head →
 //! a transaction's lists. None of the mutexes is held while waiting for a commit or for handles to stop. Nobody who has an
 //! open handle waits for a commit or for space in the log; so a transaction can always be closed, its log has always room,
 //! and space can always be made by committing and writing home.

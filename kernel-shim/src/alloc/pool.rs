@@ -59,7 +59,9 @@ impl<T> FreeView<T> {
 
     /// How many there are: exactly, while none is taken or given back.
     fn len(&self) -> usize {
-        self.list.lock().len() + self.own.iter().map(|own| own.lock().len()).sum::<usize>()
+        // One lock at a time.
+        let listed = self.list.lock().len();
+        listed + self.own.iter().map(|own| own.lock().len()).sum::<usize>()
     }
 }
 

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::mutex::SpinMutex;
 use spin::relax::RelaxStrategy;
 
+use super::Kind;
 use crate::sched;
 
 /// Classes at most; one more, and lockdep gives up.
@@ -27,6 +28,8 @@ pub(super) type ClassId = u16;
 /// What makes locks one class.
 #[derive(Clone, Copy)]
 pub(super) struct ClassKey {
+    /// What it is: a derived `Default` makes all its locks at one place.
+    pub(super) kind: Kind,
     /// Its name, which then is all that counts beside the subclass.
     pub(super) name: Option<&'static str>,
     /// The type of what the lock protects.
@@ -56,7 +59,7 @@ impl ClassKey {
     fn same(&self, other: &ClassKey) -> bool {
         let what = match (self.name, other.name) {
             (Some(a), Some(b)) => a == b,
-            (None, None) => self.site == other.site && (self.ty)() == (other.ty)(),
+            (None, None) => self.kind == other.kind && self.site == other.site && (self.ty)() == (other.ty)(),
             _ => false,
         };
         what && self.subclass == other.subclass
@@ -216,6 +219,14 @@ impl Graph {
         true
     }
 
+    /// An edge that was declared comes up.
+    fn see(&mut self, from: ClassId, to: ClassId, seen: Seen) {
+        let mut edges = self.edges[..self.nr_edges].iter_mut().flatten();
+        if let Some(edge) = edges.find(|edge| edge.from == from && edge.to == to) {
+            edge.seen.get_or_insert(seen);
+        }
+    }
+
     fn edge(&self, from: ClassId, to: ClassId) -> Option<&Edge> {
         self.edges[..self.nr_edges].iter().flatten().find(|edge| edge.from == from && edge.to == to)
     }
@@ -264,7 +275,7 @@ pub fn lock_order(names: &'static [&'static str]) {
             Some((name, subclass)) => (name, subclass.bytes().fold(0, |n: u8, digit| n * 10 + (digit - b'0'))),
             None => (name, 0),
         };
-        class_of(&ClassKey { name: Some(name), ty: || "()", site, subclass })
+        class_of(&ClassKey { kind: Kind::Sleeping, name: Some(name), ty: || "()", site, subclass })
     };
     for pair in names.windows(2) {
         let (from, to) = (class(pair[0]), class(pair[1]));
@@ -293,14 +304,19 @@ pub(super) fn take_under(
     let mut room = true;
     let bad = with(|graph| {
         for (from, from_site) in held {
-            if from == new || graph.has(from, new) {
+            if from == new {
+                continue;
+            }
+            let seen = Seen { from_site, to_site, task };
+            if graph.has(from, new) {
+                graph.see(from, new, seen);
                 continue;
             }
             let path = graph.path(new, from);
             if !path.is_empty() {
                 return Some((from, path));
             }
-            room &= graph.add(Edge { from, to: new, seen: Some(Seen { from_site, to_site, task }) });
+            room &= graph.add(Edge { from, to: new, seen: Some(seen) });
         }
         None
     });
@@ -310,14 +326,14 @@ pub(super) fn take_under(
     bad
 }
 
-/// Calls `f` with the names of two locks of which the second was seen to be taken under the first, for all such that have names. Subclasses
-/// of one name are not told apart.
-pub fn for_each_order(f: &mut dyn FnMut(&'static str, &'static str)) {
+/// Calls `f` with the names and [subclasses](super::subclass) of two locks of which the second was seen to be taken under the first, for all
+/// such that have names.
+pub fn for_each_order(f: &mut dyn FnMut((&'static str, u8), (&'static str, u8))) {
     let mut n = 0;
     loop {
         let names = with(|graph| {
             let edge = graph.edges[..graph.nr_edges].get(n)?.as_ref()?;
-            let name = |class| graph.key(class).and_then(|key| key.name);
+            let name = |class| graph.key(class).and_then(|key| Some((key.name?, key.subclass)));
             Some((name(edge.from), name(edge.to), edge.seen.is_some()))
         });
         match names {

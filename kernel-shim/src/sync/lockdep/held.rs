@@ -157,7 +157,7 @@ impl Dep {
     /// For a lock of this kind that protects a `ty`.
     #[track_caller]
     pub(crate) const fn new(kind: Kind, name: Option<&'static str>, ty: fn() -> &'static str) -> Dep {
-        let key = ClassKey { name, ty, site: Location::caller(), subclass: 0 };
+        let key = ClassKey { kind, name, ty, site: Location::caller(), subclass: 0 };
         Dep { kind, key, classes: [const { AtomicU16::new(UNKNOWN) }; SUBCLASSES] }
     }
 

@@ -91,7 +91,7 @@ pub fn subclass(_n: u8) {}
 pub fn lock_order(_names: &'static [&'static str]) {}
 
 /// Calls `f` with the names of two locks of which the second was taken under the first, for all such.
-pub fn for_each_order(_f: &mut dyn FnMut(&'static str, &'static str)) {}
+pub fn for_each_order(_f: &mut dyn FnMut((&'static str, u8), (&'static str, u8))) {}
 
 #[inline(always)]
 pub(crate) fn might_sleep() {}

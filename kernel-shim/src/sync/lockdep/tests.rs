@@ -86,8 +86,12 @@ fn a_documented_order_binds_from_the_start() {
     }
     assert_report("documented order doc_a → doc_d, but before doc_d → doc_a", || lock_order(&["doc_a", "doc_d"]));
     let mut seen = std::vec::Vec::new();
-    for_each_order(&mut |from, to| seen.push((from, to)));
+    for_each_order(&mut |from, to| seen.push((from.0, to.0)));
     assert!(seen.contains(&("doc_d", "doc_a")) && !seen.contains(&("doc_a", "doc_d")), "{seen:?}");
+    // What is documented has been seen when it happens, and only then.
+    assert!(seen.contains(&("doc_a", "doc_b")), "{seen:?}");
+    lock_order(&["doc_e", "doc_f"]);
+    for_each_order(&mut |from, _| assert_ne!(from.0, "doc_e"));
 }
 
 #[test]
@@ -108,6 +112,12 @@ fn classes_of_locks_without_names() {
     // Of one place, but by type another.
     let made = (Mutex::<u16>::default(), Mutex::<u32>::default());
     let _a = made.0.lock();
+    drop(made.1.lock());
+    // Of one place and one type, but by kind another.
+    #[derive(Default)]
+    struct Made(Mutex<u64>, SpinLock<u64>);
+    let made = Made::default();
+    let _b = made.0.lock();
     drop(made.1.lock());
 }
 
@@ -187,7 +197,7 @@ fn interrupt_context_is_no_part_of_the_task_it_interrupts() {
         let _inner = inner.lock();
     }
     let mut seen = std::vec::Vec::new();
-    for_each_order(&mut |from, to| seen.push((from, to)));
+    for_each_order(&mut |from, to| seen.push((from.0, to.0)));
     assert!(!seen.contains(&("irq_outer", "irq_inner")), "{seen:?}");
     // Among themselves handlers have an order.
     let (a, b) = (SpinLock::named("irq_a", ()), SpinLock::named("irq_b", ()));
@@ -270,7 +280,7 @@ fn what_is_done_aside_is_another_s() {
         assert_report("recursive locking: aside_outer (write) under itself (write)", || drop(outer.lock()));
     }
     let mut seen = std::vec::Vec::new();
-    for_each_order(&mut |from, to| seen.push((from, to)));
+    for_each_order(&mut |from, to| seen.push((from.0, to.0)));
     assert!(!seen.contains(&("aside_outer", "aside_inner")), "{seen:?}");
 }
 
