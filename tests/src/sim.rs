@@ -22,7 +22,7 @@
 //! ```
 //!
 //! * The closure is the world's task number 0, in a simulation of its own each time; nothing may be kept between runs, and nothing may
-//!   depend on addresses, the host's time, or on what other runs have done. [`sim::choose`] is where chance comes from.
+//!   depend on addresses, the host's time, or on what other runs have done. [`choose`] is where chance comes from.
 //! * Everything is one thread: a `std` mutex is fine for notes, but must not be held where tasks may change.
 //! * [`on_step`] is called at every step while no task runs. It may look at everything with `try_lock`, and panics if something is wrong.
 //! * One seed is one run. A failure prints the seed and a command; with that (`EXT4_DIO_SIM_SEED`) the run is made again, and its trace

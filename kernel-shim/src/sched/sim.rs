@@ -4,7 +4,7 @@
 //!
 //! It is part of the back end `host`: a thread that is in [`run`] finds itself here, all others where they always were.
 //!
-//! * Tasks change places at [`point`]s only: before a spinlock is taken, before a mutex or rwsem is locked or unlocked, before a wake-up,
+//! * Tasks change places at `point`s only: before a spinlock is taken, before a mutex or rwsem is locked or unlocked, before a wake-up,
 //!   before marked atomics ([`sched_point`](super::sched_point)), at tracepoints, where requests go to the device, and where a task sleeps.
 //!   Under a spinlock and in interrupt context there is none: such a section is one step, and nobody ever spins.
 //! * Time is virtual. It stands still while anybody can run; then it jumps to the next deadline. That is done by a task of its own, the

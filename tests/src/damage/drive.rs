@@ -116,7 +116,7 @@ impl Outcome {
 /// The cases that are run now, by thread.
 static UNDER_WAY: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
 
-/// What [`drive`] is at: for whom waits for it in vain.
+/// What [`drive()`] is at: for whom waits for it in vain.
 pub fn under_way() -> Vec<String> {
     UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).values().map(|case| again(case)).collect()
 }

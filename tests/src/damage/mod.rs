@@ -6,7 +6,7 @@
 //! * [`layout`]: where in them what is, found by reading the bytes, without the code under test;
 //! * [`patch`]: edits; what is changed gets its checksums right again, unless a line says `bad`;
 //! * [`mutate`]: random edits that know what they change;
-//! * [`drive`]: mounts an image, does all there is to do with it, and holds it to bounds.
+//! * [`drive()`]: mounts an image, does all there is to do with it, and holds it to bounds.
 
 pub mod base;
 pub mod disk;

@@ -378,7 +378,7 @@ impl Drop for Syscall {
     }
 }
 
-/// The next lock that this task takes is of class `n` of its name, below [`SUBCLASSES`]: for several of one kind in an order that is known.
+/// The next lock that this task takes is of class `n` of its name, below `SUBCLASSES`: for several of one kind in an order that is known.
 #[doc(alias = "mutex_lock_nested")]
 pub fn subclass(n: u8) {
     with(|stack| stack.subclass = n);
