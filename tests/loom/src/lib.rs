@@ -10,7 +10,7 @@
 //!
 //! Each model says how often threads are preempted in it at most; waiting is no preemption. That a model can fail is shown by running
 //! it again with the orderings taken out: all that release, all that acquire, or all that are sequentially consistent
-//! ([`EXT4_DIO_WEAKEN`](atomic) is how it is told to the process).
+//! (`EXT4_DIO_WEAKEN` is how it is told to the process).
 #![cfg(test)]
 
 /// As `kernel-shim`'s.
