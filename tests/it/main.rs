@@ -6,6 +6,7 @@ mod boot;
 mod buffered;
 mod differential;
 mod dio;
+mod example;
 mod extents;
 mod file;
 mod hunks;
