@@ -101,7 +101,7 @@ pub(crate) fn might_sleep() {}
 pub(crate) fn start_of(_task: &crate::sched::Task) {}
 
 /// Calls `f`.
-#[cfg(feature = "host")]
+#[cfg(any(feature = "fault-injection", feature = "sim"))]
 #[inline(always)]
 pub(crate) fn aside(f: impl FnOnce()) {
     f();
