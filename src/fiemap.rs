@@ -9,7 +9,9 @@ use kernel_shim::fs::FileSystem;
 use kernel_shim::sync::lockdep::syscall;
 
 use crate::aops::filemap_write_and_wait_range;
+use crate::corrupt::Corrupt;
 use crate::ext4::{EXT4_I_DATA_LEN, Lblk, MapBlocks, MapFlags};
+use crate::iget::ino_of;
 use crate::inode::ext4_map_blocks;
 use crate::xattr::ext4_xattr_ibody_place;
 use crate::{Ext4, IRef, Inode};
@@ -109,8 +111,9 @@ fn fiemap_data(inode: &Inode, start: u64, end: u64, max: usize, out: &mut KVec<F
     // Not given out before it is known what follows.
     let mut last: Option<FiemapExtent> = None;
     let mut given = 0;
+    let mut look_ups = LookUps::of(inode);
     while at < end {
-        let map = map_from(inode, at, end)?;
+        let map = look_ups.map_from(at, end)?;
         let next = map.m_flags.intersects(MapFlags::MAPPED | MapFlags::UNWRITTEN).then(|| FiemapExtent {
             fe_logical: at << blkbits,
             fe_physical: map.m_pblk.0 << blkbits,
@@ -152,17 +155,36 @@ fn continues(before: &FiemapExtent, next: &FiemapExtent) -> bool {
         && before.fe_physical + before.fe_length == next.fe_physical
 }
 
-/// What is known of block `at` and those behind it that are alike, of `end - at` blocks; at least one.
-fn map_from(inode: &Inode, at: u64, end: u64) -> Result<MapBlocks> {
-    let lblk = Lblk(u32::try_from(at).map_err(|_| EFBIG)?);
-    let len = u32::try_from(end - at).unwrap_or(u32::MAX);
-    let mut map = MapBlocks::new(lblk, len);
-    let n = ext4_map_blocks(inode, &mut map)?;
-    if n == 0 {
-        map.m_flags = MapFlags::empty();
+/// Look-ups from one end of a file to the other.
+struct LookUps<'i> {
+    inode: &'i Inode,
+    left: u64,
+}
+
+impl<'i> LookUps<'i> {
+    /// Of a file mapped by block numbers there are fewer than four for each block of the file system: pieces of data are no more than
+    /// blocks, holes no more than these and the tables. Only tables that share tables need more, up to 2^30 of them.
+    fn of(inode: &'i Inode) -> Self {
+        let blocks = inode.i_sb().s_fs_info().s_blocks_count;
+        Self { inode, left: if inode.i_private().is_extents() { u64::MAX } else { 4 * blocks } }
     }
-    map.m_len = map.m_len.clamp(1, len);
-    Ok(map)
+
+    /// What is known of block `at` and those behind it that are alike, of `end - at` blocks; at least one.
+    fn map_from(&mut self, at: u64, end: u64) -> Result<MapBlocks> {
+        let inode = self.inode;
+        let sb = inode.i_sb().s_fs_info();
+        self.left =
+            self.left.checked_sub(1).ok_or_else(|| sb.ext4_error(Corrupt::IndirectBlock(ino_of(inode)).into()))?;
+        let lblk = Lblk(u32::try_from(at).map_err(|_| EFBIG)?);
+        let len = u32::try_from(end - at).unwrap_or(u32::MAX);
+        let mut map = MapBlocks::new(lblk, len);
+        let n = ext4_map_blocks(inode, &mut map)?;
+        if n == 0 {
+            map.m_flags = MapFlags::empty();
+        }
+        map.m_len = map.m_len.clamp(1, len);
+        Ok(map)
+    }
 }
 
 /// The attributes in the inode, or if there are none those in the block.
@@ -222,8 +244,9 @@ fn seek_locked(inode: &Inode, offset: i64, whence: Whence) -> Result<i64> {
     filemap_write_and_wait_range(inode, offset, size)?;
     let blkbits = inode.i_blkbits();
     let (mut at, end) = (offset as u64 >> blkbits, (size as u64).div_ceil(1 << blkbits));
+    let mut look_ups = LookUps::of(inode);
     while at < end {
-        let map = map_from(inode, at, end)?;
+        let map = look_ups.map_from(at, end)?;
         if map.m_flags.contains(MapFlags::MAPPED) == (whence == Whence::Data) {
             // Below 2^63, as it is inside the file.
             return Ok(offset.max((at << blkbits) as i64));

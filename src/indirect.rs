@@ -95,18 +95,36 @@ pub fn ext4_ind_lookup(ctx: &InodeCtx<'_>, tree: &ExtentTree, lblk: Lblk) -> Ext
         let table = guard.as_deref().unwrap_or(tree.i_data());
         let block = entry(table, index)?;
         check_entry(ctx, block)?;
+        // The inode's last three entries are not about as many blocks each.
+        let limit = match level {
+            0 if depth > 0 => index + 1,
+            0 => EXT4_NDIR_BLOCKS,
+            _ => 1 << bits,
+        };
         if block == 0 {
-            let end = start.saturating_add(covered).min(u64::from(EXT_MAX_BLOCKS)) as u32;
+            let zeros = zeros(table, index..limit)?;
+            let end = start.saturating_add(zeros * covered).min(u64::from(EXT_MAX_BLOCKS)) as u32;
             return Ok(ExtentStatus::hole(start as u32, end).ok_or(EIO)?);
         }
         if level == depth {
-            let limit = if depth == 0 { EXT4_NDIR_BLOCKS } else { 1 << bits };
             return run(ctx, table, index..limit, block, lblk);
         }
         drop(guard);
         bh = Some(ctx.sb.buffers.bread(u64::from(block))?);
     }
     Err(EIO.into())
+}
+
+/// How many entries of `table` from the first of `range` on are 0.
+fn zeros(table: &[u8], range: core::ops::Range<u32>) -> Ext4Result<u64> {
+    let mut zeros = 0;
+    for index in range {
+        if entry(table, index)? != 0 {
+            break;
+        }
+        zeros += 1;
+    }
+    Ok(zeros)
 }
 
 /// How many entries of `table` from the first of `range` on go on as `block` begins.

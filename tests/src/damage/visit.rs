@@ -173,8 +173,7 @@ impl Visitor<'_> {
 
     fn maps(&mut self, inode: &IRef) {
         let mut list = KVec::new();
-        // Tables of block numbers may share tables, and say 2^24 times the same, all of which is gone through, as Linux does; 2^16 will do.
-        let fiemap = ext4_fiemap(inode, 0, 1 << 26, FiemapFlags::empty(), MOST_EXTENTS, &mut list);
+        let fiemap = ext4_fiemap(inode, 0, u64::MAX, FiemapFlags::empty(), MOST_EXTENTS, &mut list);
         self.note(fiemap);
         let (mut lblk, mut extents) = (0u32, 0);
         while lblk < u32::MAX - 1 && extents < MOST_EXTENTS {
