@@ -106,7 +106,7 @@ fn map_result(map: &MapBlocks, n: u32) -> MapResult {
     if n > 0 && map.m_flags.contains(MapFlags::MAPPED) {
         MapResult::Mapped { pblk: map.m_pblk.0, len: n, fresh: false }
     } else {
-        MapResult::Hole { len: if n > 0 { n } else { map.m_len.max(1) } }
+        MapResult::Hole { len: map.m_len.max(1) }
     }
 }
 
