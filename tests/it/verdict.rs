@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Questions of the verdict on a direct write at their edges, where one operator in place of another gives another answer.
 
-use ext4_dio::ext4::{Lblk, MapBlocks, MapFlags};
+use ext4_dio::dio_lock::DioLock;
+use ext4_dio::ext4::{DioMode, Lblk, MapBlocks, MapFlags};
 use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
-use ext4_dio::inode::ext4_map_blocks;
-use ext4_dio::path::path_truncate;
+use ext4_dio::file::ext4_file_write;
+use ext4_dio::inode::{ext4_map_blocks, ext4_should_dioread_nolock};
+use ext4_dio::path::{Cred, path_lookupat, path_open, path_truncate};
+use ext4_dio::{File, Kiocb};
 use ext4_dio_tests::dio::*;
+use ext4_dio_tests::images::{Image, Mkfs, stamped};
+use kernel_shim::alloc::Arc as KArc;
 use kernel_shim::block::ramdisk::OpMask;
-use kernel_shim::error::code::*;
+use kernel_shim::error::{Result, code::*};
+use kernel_shim::fs::{IoVec, IovIter, OpenFlags, RwfFlags};
+use kernel_shim::testing::on_trace;
 
 /// A block's length, from its middle on: both ends are unaligned by the same, which is no whole block.
 #[test]
@@ -60,6 +67,184 @@ fn a_failed_fill_trims_nothing() {
     assert_eq!(ext4_map_blocks(file.f_inode(), &mut map), Ok(2), "trimmed");
     assert!(map.m_flags.contains(MapFlags::UNWRITTEN));
     assert_eq!(read(&file, 4096, 4096).as_deref(), Ok(&[0; 4096][..]));
+    drop(file);
+    m.finish();
+}
+
+/// A write that must not sleep gets `i_mutex` back if it is free, and goes without if it is not; its count is given back all the same.
+#[test]
+fn what_must_not_sleep_gets_back_what_is_free() {
+    let m = Mount::new(IN_FLIGHT);
+    let file = m.open("/data");
+    let inode = file.f_inode();
+    for mode in [DioMode::Exclusive, DioMode::IDataSem, DioMode::InFlight] {
+        let lock = DioLock::try_release(inode.lock(), mode).ok().expect("nobody has i_data_sem");
+        assert_eq!(inode.is_locked(), mode == DioMode::Exclusive);
+        let i_mutex = lock.try_retake_lock().expect("nobody has it");
+        assert!(inode.is_locked());
+        i_mutex.unlock();
+        m.assert_idle(&file);
+    }
+    for mode in [DioMode::IDataSem, DioMode::InFlight] {
+        let lock = DioLock::try_release(inode.lock(), mode).ok().expect("nobody has i_data_sem");
+        assert_eq!(inode.i_dio_count(), 1);
+        let other = inode.try_lock().expect("it is free");
+        assert!(lock.try_retake_lock().is_none(), "it is taken");
+        assert_eq!(inode.i_dio_count(), 0);
+        other.unlock();
+        m.assert_idle(&file);
+    }
+    let i_mutex = inode.lock();
+    let tree = inode.i_private().i_data_sem.write();
+    let i_mutex = DioLock::try_release(i_mutex, DioMode::IDataSem).err().expect("i_data_sem is taken");
+    assert_eq!(inode.i_dio_count(), 0);
+    i_mutex.unlock();
+    drop(tree);
+    drop(file);
+    m.finish();
+}
+
+/// Position and memory, wrong by the same: together they are as wrong as each.
+#[test]
+fn twice_unaligned_is_not_aligned() {
+    let m = Mount::new(IN_FLIGHT);
+    let file = m.open("/data");
+    let pages = Pages::new(4096, 5);
+    assert_eq!(write(&file, 256, &pages.bytes()[256..512]), Err(EINVAL));
+    // Aligned for every disk but this.
+    let fine = Mount::with(&image(&Mkfs::default()), IN_FLIGHT, sectors_4k());
+    let on_fine = fine.open("/data");
+    assert_eq!(write(&on_fine, 512, &pages.bytes()[512..1024]), Ok(512));
+    assert_eq!(fine.modes(), (1, 0, 0), "the rest of its sector is read first: alone");
+    let around = read(&on_fine, 0, 4096).expect("reading");
+    let old = stamped(0, 4096);
+    assert!(around[..512] == old[..512] && around[512..1024] == [5; 512] && around[1024..] == old[1024..]);
+    for (m, file) in [(m, file), (fine, on_fine)] {
+        m.assert_idle(&file);
+        drop(file);
+        m.finish();
+    }
+}
+
+/// No lock for readers: where the mount says so, and of regular files mapped by extents alone.
+#[test]
+fn where_readers_need_no_lock() {
+    let indirect = image(&Mkfs { features: "^extent,^64bit", ..Mkfs::default() });
+    for mode in MODES {
+        for (image, extents) in [(&image(&Mkfs::default()), true), (&indirect, false)] {
+            let m = Mount::with(image, mode, auto());
+            let nolock = |path: &str| {
+                ext4_should_dioread_nolock(&path_lookupat(&m.sb, path.as_bytes(), true).expect("the image has it"))
+            };
+            assert_eq!(nolock("/data"), extents && mode != EXCLUSIVE, "{mode}");
+            assert!(!nolock("/crumbs"), "a directory, {mode}");
+            m.finish();
+        }
+    }
+}
+
+/// A write from a block that is there into one that is new, with numbers instead of extents: beside what is written, the new one is
+/// zeroed.
+#[test]
+fn over_the_end_of_an_indirect_file() {
+    for block_size in [1024, 4096u32] {
+        let spec = Mkfs {
+            fs_type: "ext3",
+            block_size,
+            size_kib: 4096,
+            inodes: 64,
+            args: &["-J", "size=1"],
+            ..Mkfs::default()
+        };
+        let spec = if block_size == 4096 { Mkfs { size_kib: 16 << 10, args: &[], ..spec } } else { spec };
+        let m = Mount::with(&Image::make_over(&spec, 0xdb).bytes(), IN_FLIGHT, auto());
+        let flags = OpenFlags::O_RDWR | OpenFlags::O_CREAT | OpenFlags::O_DIRECT;
+        let file = path_open(&m.sb, b"/f", flags, 0o644, &Cred::default()).expect("creating");
+        let block = i64::from(block_size);
+        let pages = Pages::new(4 * block_size as usize, 6);
+        assert_eq!(write(&file, 0, &pages.bytes()[..2 * block_size as usize]), Ok(2 * block_size as usize));
+        let len = block_size as usize + 512;
+        assert_eq!(write(&file, block, &pages.bytes()[..len]), Ok(len));
+        let mut map = MapBlocks::new(Lblk(0), 3);
+        assert_eq!(ext4_map_blocks(file.f_inode(), &mut map), Ok(3), "in one piece, so that one look-up finds all");
+        let at = (map.m_pblk.0 * u64::from(block_size)) as usize;
+        m.assert_idle(&file);
+        drop(file);
+        let (bytes, written) = (m.finish(), 2 * block_size as usize + 512);
+        assert!(bytes[at..at + written].iter().all(|byte| *byte == 6));
+        assert!(bytes[at + written..at + 3 * block_size as usize].iter().all(|byte| *byte == 0), "stale");
+    }
+}
+
+fn write_nowait(file: &KArc<File>, pos: i64, bytes: &[u8]) -> Result<usize> {
+    let mut iocb = Kiocb::new_sync(file, pos);
+    iocb.kiocb_set_rw_flags(RwfFlags::NOWAIT).expect("known flags");
+    ext4_file_write(&mut iocb, &mut IovIter::new(&[IoVec::source(bytes)]))
+}
+
+/// What the inode itself says of its blocks is known without reading: a write that must not sleep goes ahead. What a block says is
+/// not, until somebody has read it.
+#[test]
+fn without_sleeping_by_the_root_of_the_tree() {
+    let page = Pages::new(4096, 7);
+    let numbers = image(&Mkfs { features: "^extent,^64bit", ..Mkfs::default() });
+    for (image, path, pos, known) in [
+        (&image(&Mkfs::default()), "/data", 4096, true),
+        // 64 extents are not in the inode; nor are they one.
+        (&image(&Mkfs::default()), "/holes", 0, false),
+        (&numbers, "/data", 4096, false),
+    ] {
+        let m = Mount::with(image, IN_FLIGHT, auto());
+        let file = m.open(path);
+        assert_eq!(write(&file, pos, page.bytes()), Ok(4096), "so that its attributes are known");
+        file.f_inode().i_private().i_es_tree.remove(Lblk(0), u32::MAX);
+        assert_eq!(write_nowait(&file, pos, page.bytes()), if known { Ok(4096) } else { Err(EAGAIN) }, "{path}");
+        assert_eq!(read(&file, pos, 4096).as_deref(), Ok(page.bytes()));
+        assert_eq!(write_nowait(&file, pos, page.bytes()), Ok(4096), "{path}: known by now");
+        drop(file);
+        m.finish();
+    }
+}
+
+/// The patch's window is entered when `i_data_sem` is free; only one that must not sleep is sent away.
+#[test]
+fn an_overwrite_waits_for_the_map() {
+    let m = Mount::new(I_DATA_SEM);
+    let file = m.open("/data");
+    assert_eq!(read(&file, 0, 8192).expect("so that the map is known").len(), 8192);
+    let page = Pages::new(4096, 8);
+    let inode = file.f_inode();
+    std::thread::scope(|s| {
+        let tree = inode.i_private().i_data_sem.write();
+        assert_eq!(s.spawn(|| write_nowait(&file, 0, page.bytes())).join().expect("the writer"), Err(EAGAIN));
+        let writer = s.spawn(|| write(&file, 4096, page.bytes()));
+        // It is counted, and then waits.
+        while inode.i_dio_count() == 0 && !writer.is_finished() {
+            std::thread::yield_now();
+        }
+        drop(tree);
+        assert_eq!(writer.join().expect("the writer"), Ok(4096));
+    });
+    assert_eq!(m.modes().1, 2, "both verdicts were the same");
+    m.assert_idle(&file);
+    drop(file);
+    m.finish();
+}
+
+/// A piece of a device's block at the end of the file is written as it is: all there was room for is no less than what was asked for.
+#[test]
+fn a_piece_of_a_sector_stays_direct() {
+    let m = Mount::with(&image(&Mkfs::default()), IN_FLIGHT, sectors_4k());
+    let file = m.open("/data");
+    let end = file.f_inode().i_size();
+    let cached = std::rc::Rc::new(std::cell::Cell::new(0));
+    let seen = cached.clone();
+    let tracing = on_trace(move |name| seen.set(seen.get() + u32::from(name == "ext4_update_disksize")));
+    assert_eq!(write(&file, end, Pages::new(512, 9).bytes()), Ok(512));
+    assert_eq!(cached.get(), 0, "it went through the cache");
+    drop(tracing);
+    assert_eq!(read(&file, end, 4096).as_deref(), Ok(&[9; 512][..]));
+    m.assert_idle(&file);
     drop(file);
     m.finish();
 }
