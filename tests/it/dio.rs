@@ -8,6 +8,7 @@ use ext4_dio::file::{ext4_file_read, ext4_file_write};
 use ext4_dio::{File, Kiocb};
 use ext4_dio_tests::dio::*;
 use ext4_dio_tests::images::{Image, Mkfs, stamped_blocks};
+use ext4_dio_tests::oplang::Rng;
 use kernel_shim::alloc::Arc;
 use kernel_shim::block::ramdisk::{Event, OpMask, RamDiskOptions};
 use kernel_shim::block::{QueueLimits, ReqOp, ReqOpf};
@@ -43,18 +44,6 @@ fn free_blocks(image: &Image) -> Vec<(usize, usize)> {
     }
     assert!(!ranges.is_empty(), "{text}");
     ranges
-}
-
-/// Numbers from a seed.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
 }
 
 fn seed() -> u64 {

@@ -14,6 +14,7 @@ use ext4_dio::xattr::{XattrSet, ext4_getxattr, ext4_setxattr};
 use ext4_dio::{File, IRef, ext4_open, ext4_sync_fs};
 use ext4_dio_tests::dio::*;
 use ext4_dio_tests::images::{Image, Mkfs, e2fsprogs};
+use ext4_dio_tests::oplang::Rng;
 use kernel_shim::alloc::{Arc as KArc, KVec};
 use kernel_shim::error::code::*;
 use kernel_shim::error::{Error, Result};
@@ -27,22 +28,6 @@ const PUNCH: FallocFlags = FallocFlags::PUNCH_HOLE.union(KEEP);
 const ZERO: FallocFlags = FallocFlags::ZERO_RANGE;
 const COLLAPSE: FallocFlags = FallocFlags::COLLAPSE_RANGE;
 const INSERT: FallocFlags = FallocFlags::INSERT_RANGE;
-
-/// Small and fast, and the same everywhere.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        self.next() as usize % n
-    }
-}
 
 /// What a file should be.
 #[derive(Clone)]
@@ -220,8 +205,8 @@ struct Run {
 
 impl Run {
     fn range(&mut self) -> (usize, usize) {
-        let (start, len) = (self.rng.below(self.max), 1 + self.rng.below(self.max / 3));
-        match self.rng.below(3) {
+        let (start, len) = (self.rng.index(self.max), 1 + self.rng.index(self.max / 3));
+        match self.rng.index(3) {
             // Whole blocks, whole pages, anything.
             0 => (start / self.model.bs * self.model.bs, len.next_multiple_of(self.model.bs)),
             1 => (start / PAGE * PAGE, len.next_multiple_of(PAGE)),
@@ -236,31 +221,31 @@ impl Run {
 
     fn step(&mut self, context: &str) {
         let (start, len) = self.range();
-        let op = self.rng.below(12);
+        let op = self.rng.index(12);
         // Shown with a failure.
         println!("{context}: {op} {start}+{len}, size {}", self.model.bytes.len());
         match op {
             0..=2 => {
-                let data = Pages::new(len, 1 + self.rng.below(200) as u8);
+                let data = Pages::new(len, 1 + self.rng.index(200) as u8);
                 assert_eq!(write(&self.open(false), start as i64, data.bytes()), Ok(len), "{context}: write");
                 self.model.write(start, data.bytes());
             }
             3..=4 => {
                 let (start, len) = (start / 512 * 512, len.next_multiple_of(512));
-                let data = Pages::new(len, 1 + self.rng.below(200) as u8);
+                let data = Pages::new(len, 1 + self.rng.index(200) as u8);
                 assert_eq!(write(&self.open(true), start as i64, data.bytes()), Ok(len), "{context}: direct write");
                 self.model.write(start, data.bytes());
             }
             5..=6 => {
-                let size = self.rng.below(self.max);
-                let size = if self.rng.below(2) == 0 { size / self.model.bs * self.model.bs } else { size };
+                let size = self.rng.index(self.max);
+                let size = if self.rng.index(2) == 0 { size / self.model.bs * self.model.bs } else { size };
                 assert_eq!(ext4_setattr_size(self.open(false).f_inode(), size as i64), Ok(()), "{context}: truncate");
                 self.model.truncate(size);
             }
             7 => ext4_sync_file(self.open(false).f_inode(), 0, i64::MAX, false).expect("fsync"),
             _ => {
                 let modes = [FallocFlags::empty(), KEEP, PUNCH, PUNCH, ZERO, ZERO | KEEP, COLLAPSE, INSERT];
-                let mode = modes[self.rng.below(8)];
+                let mode = modes[self.rng.index(8)];
                 println!("  {mode:?}");
                 if mode == INSERT && self.model.bytes.len() + len > 2 * self.max {
                     return;
@@ -298,7 +283,7 @@ fn random(spec: &Mkfs, seeds: std::ops::Range<u64>) {
             }
             if op % 20 == 19 {
                 let bytes = run.m.finish();
-                run.m = Mount::with(&bytes, [IN_FLIGHT, EXCLUSIVE][run.rng.below(2)], auto());
+                run.m = Mount::with(&bytes, [IN_FLIGHT, EXCLUSIVE][run.rng.index(2)], auto());
                 compare(&run.m, path, &run.model, &format!("{context} remounted"));
             }
         }
@@ -620,7 +605,7 @@ fn a_crash_at_any_moment() {
             ext4_sync_fs(&run.m.sb).expect("sync");
             for op in 0..25 {
                 run.step(&format!("{context} op {op}"));
-                if run.rng.below(4) == 0 {
+                if run.rng.index(4) == 0 {
                     run.m.sb.s_fs_info().s_journal().expect("a journal").force_commit().expect("a commit");
                 }
             }

@@ -14,22 +14,6 @@ use kernel_shim::alloc::Arc as KArc;
 use kernel_shim::error::code::*;
 use kernel_shim::error::{Error, Result};
 
-/// Small and fast, and the same everywhere.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
-
 fn get(inode: &Inode, name: &str) -> Result<Vec<u8>> {
     let len = ext4_getxattr(inode, name.as_bytes(), &mut [])?;
     let mut value = vec![0; len];
@@ -83,7 +67,7 @@ fn step(rng: &mut Rng, inode: &Inode, model: &mut Model, spec: &Mkfs, context: &
         return;
     }
     let top = [8, 60, 200, u64::from(spec.block_size) + 50][rng.below(4) as usize];
-    let value: Vec<u8> = (0..rng.below(top)).map(|_| rng.next() as u8).collect();
+    let value: Vec<u8> = (0..rng.below(top)).map(|_| rng.next_u64() as u8).collect();
     let flags = [XattrSet::Any, XattrSet::Create, XattrSet::Replace][rng.below(3) as usize];
     match (flags, known, ext4_setxattr(inode, name.as_bytes(), &value, flags)) {
         (XattrSet::Create, true, ret) => assert_eq!(ret, Err(EEXIST), "{context}: {name}"),

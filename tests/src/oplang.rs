@@ -7,6 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ext4_dio::fallocate::FallocFlags;
+
 /// A positive errno.
 pub type Errno = i32;
 
@@ -201,6 +203,21 @@ choice_words! {
         Collapse = "collapse";
         /// Put a hole between.
         Insert = "insert";
+    }
+}
+
+impl Falloc {
+    /// As `fallocate` is asked for it.
+    pub fn flags(self) -> FallocFlags {
+        match self {
+            Falloc::Alloc => FallocFlags::empty(),
+            Falloc::Keep => FallocFlags::KEEP_SIZE,
+            Falloc::Punch => FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE,
+            Falloc::Zero => FallocFlags::ZERO_RANGE,
+            Falloc::ZeroKeep => FallocFlags::ZERO_RANGE | FallocFlags::KEEP_SIZE,
+            Falloc::Collapse => FallocFlags::COLLAPSE_RANGE,
+            Falloc::Insert => FallocFlags::INSERT_RANGE,
+        }
     }
 }
 
@@ -532,6 +549,11 @@ impl Rng {
         if bound == 0 { 0 } else { self.next_u64() % bound }
     }
 
+    /// Below `len`, or 0: a place in a list.
+    pub fn index(&mut self, len: usize) -> usize {
+        self.below(len as u64) as usize
+    }
+
     /// One time in `n`.
     pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
@@ -539,7 +561,7 @@ impl Rng {
 
     /// One of them.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len() as u64) as usize]
+        &from[self.index(from.len())]
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Operations on our own file system, through its public calls.
 
-use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
+use ext4_dio::fallocate::ext4_fallocate;
 use ext4_dio::fiemap::{FiemapExtentFlags, FiemapFlags, Whence, ext4_fiemap, ext4_seek};
 use ext4_dio::file::{ext4_file_read, ext4_file_write};
 use ext4_dio::namei::RenameFlags;
@@ -190,16 +190,7 @@ impl Ours {
             return Err(libc::EINVAL);
         }
         file.may_write().map_err(errno)?;
-        let mode = match how {
-            Falloc::Alloc => FallocFlags::empty(),
-            Falloc::Keep => FallocFlags::KEEP_SIZE,
-            Falloc::Punch => FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE,
-            Falloc::Zero => FallocFlags::ZERO_RANGE,
-            Falloc::ZeroKeep => FallocFlags::ZERO_RANGE | FallocFlags::KEEP_SIZE,
-            Falloc::Collapse => FallocFlags::COLLAPSE_RANGE,
-            Falloc::Insert => FallocFlags::INSERT_RANGE,
-        };
-        ext4_fallocate(file.f_inode(), mode, pos.cast_signed(), len.cast_signed()).map_err(errno)?;
+        ext4_fallocate(file.f_inode(), how.flags(), pos.cast_signed(), len.cast_signed()).map_err(errno)?;
         Ok(Out::Done)
     }
 

@@ -35,7 +35,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ext4_dio::file::{ext4_file_read, ext4_file_write};
+use ext4_dio::file::ext4_file_write;
 use ext4_dio::{File, Inode, Kiocb, SuperBlock, ext4_mount, ext4_open, ext4_umount};
 use kernel_shim::alloc::{Arc as KArc, GFP_KERNEL};
 use kernel_shim::block::Bdev;
@@ -50,6 +50,7 @@ use crate::dio::Pages;
 use crate::images::{Image, Mkfs, Source, stamped_blocks};
 use crate::sim_policy::{Chance, Seeds};
 
+pub use crate::dio::read;
 pub use kernel_shim::sched::sim::{Config, Failure, Recording, choose, end_on_step, note, on_step, quiet};
 
 /// Replays one run: what a failure prints.
@@ -385,17 +386,7 @@ pub fn spawn<T: Send + 'static>(name: &'static str, f: impl FnOnce() -> T + Send
 
 /// A write through `file`, direct if it was opened so. `bytes` is copied to aligned memory first.
 pub fn write(file: &KArc<File>, pos: i64, bytes: &[u8]) -> Result<usize> {
-    let pages = Pages::of(bytes);
-    let iov = [IoVec::source(pages.bytes())];
-    ext4_file_write(&mut Kiocb::new_sync(file, pos), &mut IovIter::new(&iov))
-}
-
-/// A read of `len` bytes; what was read.
-pub fn read(file: &KArc<File>, pos: i64, len: usize) -> Result<Vec<u8>> {
-    let mut pages = Pages::new(len, 0xee);
-    let iov = [IoVec::dest(pages.bytes_mut())];
-    let n = ext4_file_read(&mut Kiocb::new_sync(file, pos), &mut IovIter::new(&iov))?;
-    Ok(pages.bytes()[..n].to_vec())
+    crate::dio::write(file, pos, Pages::of(bytes).bytes())
 }
 
 /// Hears of the end of asynchronous I/O.

@@ -10,6 +10,8 @@ use crate::dio::MODES;
 use crate::history::Change;
 use crate::images::Mkfs;
 
+pub use crate::oplang::Falloc;
+
 /// Numbers that look random: splitmix64.
 #[derive(Clone, Debug)]
 pub struct Rng(pub u64);
@@ -53,25 +55,6 @@ pub struct How {
     pub dsync: bool,
     /// Rather EAGAIN than sleep.
     pub nowait: bool,
-}
-
-/// Ways of `fallocate`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Falloc {
-    /// Blocks, and the size.
-    Alloc,
-    /// Blocks.
-    Keep,
-    /// Takes blocks away.
-    Punch,
-    /// Zeros, and the size.
-    Zero,
-    /// Zeros.
-    ZeroKeep,
-    /// Takes a piece out of the file.
-    Collapse,
-    /// Makes room in it.
-    Insert,
 }
 
 /// What a task does. Files are numbered, positions and lengths are in bytes.

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
+use ext4_dio::fallocate::ext4_fallocate;
 use ext4_dio::file::{ext4_file_read, ext4_file_write};
 use ext4_dio::fsync::ext4_sync_file;
 use ext4_dio::path::{Cred, path_open, path_unlink};
@@ -318,7 +318,7 @@ impl Running {
                 let truncating = &self.slots[usize::from(file)].watched.truncating;
                 truncating.fetch_add(1, SeqCst);
                 self.log.begin(tag, handles.obj, i64::from(pos), u64::from(len));
-                let ret = ext4_fallocate(inode, falloc_flags(how), i64::from(pos), i64::from(len));
+                let ret = ext4_fallocate(inode, how.flags(), i64::from(pos), i64::from(len));
                 truncating.fetch_sub(1, SeqCst);
                 self.done(tag, op, answer(ret.map(|()| 0)));
             }
@@ -628,18 +628,6 @@ fn set_flags(iocb: &mut Kiocb<'_>, how: How) {
     iocb.ki_flags.set(IocbFlags::APPEND, how.append);
     iocb.ki_flags.set(IocbFlags::DSYNC, how.dsync);
     iocb.ki_flags.set(IocbFlags::NOWAIT, how.nowait);
-}
-
-fn falloc_flags(how: Falloc) -> FallocFlags {
-    match how {
-        Falloc::Alloc => FallocFlags::empty(),
-        Falloc::Keep => FallocFlags::KEEP_SIZE,
-        Falloc::Punch => FallocFlags::PUNCH_HOLE | FallocFlags::KEEP_SIZE,
-        Falloc::Zero => FallocFlags::ZERO_RANGE,
-        Falloc::ZeroKeep => FallocFlags::ZERO_RANGE | FallocFlags::KEEP_SIZE,
-        Falloc::Collapse => FallocFlags::COLLAPSE_RANGE,
-        Falloc::Insert => FallocFlags::INSERT_RANGE,
-    }
 }
 
 /// Which errors are no surprise on a disk that does not fail.
