@@ -24,7 +24,7 @@ pub fn target_dir() -> PathBuf {
 }
 
 /// Whether an environment variable of the cargo that runs us would change what the guest's cargo does.
-fn leaks(name: &str) -> bool {
+pub(crate) fn leaks(name: &str) -> bool {
     let kept = ["CARGO_HOME", "CARGO_TERM_", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_"];
     let cargo = name.starts_with("CARGO") && !kept.iter().any(|k| name.starts_with(k));
     // The outer job server's pipes are not ours to inherit; wrappers belong to clippy or rustdoc of the outer build.

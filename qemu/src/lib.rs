@@ -9,18 +9,21 @@
 //! report ─ plot ─ fiojson      what came out
 //! check ─ verdict              what is on the disk: stamps, e2fsck, Linux
 //! session                      all of it in order
+//! linux_guest ─ compare        the same jobs in a Debian Linux, and both side by side
 //! ```
 //!
 //! Nothing here waits without a limit, and no child outlives the runner ([`proc`]).
 
 pub mod check;
 pub mod cli;
+pub mod compare;
 pub mod deps;
 pub mod disks;
 pub mod fiojob;
 pub mod fiojson;
 pub mod guest_build;
 pub mod image;
+pub mod linux_guest;
 pub mod plan;
 pub mod plot;
 pub mod proc;

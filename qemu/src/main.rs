@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ext4_dio_runner::cli::{BootArgs, Cli, Command};
-use ext4_dio_runner::{proc, session};
+use ext4_dio_runner::{compare, proc, session};
 
 fn main() -> ExitCode {
-    let args = match Cli::parse().command {
-        Some(Command::Boot(args)) => args,
-        None => BootArgs::default(),
-    };
-    let result = proc::catch_interrupts().and_then(|()| session::run(&args));
+    let command = Cli::parse().command.unwrap_or(Command::Boot(BootArgs::default()));
+    let result = proc::catch_interrupts().and_then(|()| match &command {
+        Command::Boot(args) => session::run(args),
+        Command::Compare(args) => compare::run(args),
+    });
     ExitCode::from(session::exit_status(result))
 }

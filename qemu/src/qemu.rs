@@ -63,10 +63,12 @@ pub struct Config {
     pub qmp: PathBuf,
     /// Where the guest's bulk data goes.
     pub debugcon: PathBuf,
+    /// What QEMU is told besides.
+    pub extra: Vec<OsString>,
 }
 
 /// A comma separates options on QEMU's command line unless it is doubled.
-fn escaped(path: &Path) -> String {
+pub(crate) fn escaped(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 
@@ -139,6 +141,7 @@ impl Config {
         args.push(self.kernel.clone().into());
         args.push("-initrd".into());
         args.push(self.plan.clone().into());
+        args.extend(self.extra.iter().cloned());
         args
     }
 }
@@ -182,6 +185,19 @@ impl Machine {
             qmp: qmp.into(),
             start: Instant::now(),
         })
+    }
+
+    /// Stops the machine's CPUs and its clock, or lets them go on.
+    ///
+    /// # Errors
+    ///
+    /// The monitor does not answer.
+    pub fn pause(&self, paused: bool) -> Result<()> {
+        let answer = self.control(&[json!({"execute": if paused { "stop" } else { "cont" }})])?;
+        match answer.get("error") {
+            Some(e) => bail!("stop or cont: {}", e["desc"].as_str().unwrap_or("refused")),
+            None => Ok(()),
+        }
     }
 
     /// Runs monitor commands; returns the last one's answer.
@@ -360,6 +376,7 @@ mod tests {
             gdb: false,
             qmp: "/t/q,mp".into(),
             debugcon: "/t/bulk".into(),
+            extra: Vec::new(),
         }
     }
 

@@ -71,11 +71,11 @@ fn quotient(a: Option<f64>, b: Option<f64>) -> Option<f64> {
     (b > 0.0).then_some(a / b)
 }
 
-fn number(v: Option<f64>, decimals: usize, unit: &str) -> String {
+pub(crate) fn number(v: Option<f64>, decimals: usize, unit: &str) -> String {
     v.map_or_else(|| "-".into(), |v| format!("{v:.decimals$}{unit}"))
 }
 
-fn new_table(header: Vec<String>) -> Table {
+pub(crate) fn new_table(header: Vec<String>) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
     for column in table.column_iter_mut().skip(1) {

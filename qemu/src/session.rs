@@ -142,13 +142,13 @@ fn load_groups(args: &BootArgs) -> Result<Vec<Group>> {
 }
 
 /// What executes the guest, and why not something faster.
-struct Choice {
-    accel: Accel,
+pub(crate) struct Choice {
+    pub(crate) accel: Accel,
     why: Option<String>,
 }
 
 impl Choice {
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let name = match self.accel {
             Accel::Kvm => "KVM",
             Accel::Tcg => "TCG",
@@ -162,7 +162,7 @@ impl Choice {
 }
 
 /// KVM where a guest survives in it, else TCG.
-fn choose_accel(args: &BootArgs, kernel: &Path) -> Result<Choice> {
+pub(crate) fn choose_accel(args: &BootArgs, kernel: &Path) -> Result<Choice> {
     if args.count_instructions {
         return Ok(Choice { accel: Accel::Icount, why: None });
     }
@@ -189,7 +189,7 @@ fn probe_kvm(args: &BootArgs, kernel: &Path) -> Result<Option<String>> {
 }
 
 /// A machine's description, its plan written to `dir`.
-fn config(
+pub(crate) fn config(
     args: &BootArgs,
     kernel: &Path,
     plan: &Plan,
@@ -209,6 +209,7 @@ fn config(
         gdb: args.gdb && accel != Accel::Kvm,
         qmp: dir.join("qmp"),
         debugcon: dir.join("bulk"),
+        extra: Vec::new(),
     })
 }
 
@@ -257,7 +258,7 @@ fn boot(
 }
 
 /// How long a guest may be silent: it reads stamped blocks back after a step, at 10 MB/s or more.
-fn limits(planned: &Planned) -> Limits {
+pub(crate) fn limits(planned: &Planned) -> Limits {
     let stamped = |s: &ext4_dio_protocol::Step| -> u64 {
         let bytes = |j: &Job| j.file_bytes.saturating_add(j.size.unwrap_or(0).saturating_mul(u64::from(j.numjobs)));
         s.jobs.iter().filter(|j| j.verify).map(bytes).fold(0, u64::saturating_add)
