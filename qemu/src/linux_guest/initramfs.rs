@@ -170,7 +170,9 @@ fn pick(tree: &Path, to: &Path) -> Result<()> {
     };
     fs::copy(find("kernel image", &|n| n == "vmlinuz" || n.starts_with("vmlinuz-"))?, to.join("vmlinuz"))?;
     let busybox = to.join("busybox");
-    fs::copy(find("busybox", &|n| n == "busybox")?, &busybox)?;
+    // Other packages bring scripts of that name.
+    let program = files.iter().find(|f| f.ends_with("bin/busybox")).context("there is no busybox")?;
+    fs::copy(program, &busybox)?;
     fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755))?;
     let mut list = Vec::new();
     for name in MODULES {
@@ -346,12 +348,14 @@ mod tests {
         };
         put("usr/lib/modules/9/kernel/fs/xfs.ko", b"\0depends=libcrc32c\0");
         put("usr/lib/modules/9/kernel/lib/libcrc32c.ko", b"\0depends=\0");
+        put("usr/a/hooks/busybox", b"a script");
         put("usr/bin/busybox", b"#!/bin/sh\n");
         assert!(pick(tree.path(), to.path()).unwrap_err().to_string().contains("no kernel image"));
         put("boot/vmlinuz-9", b"kernel");
         pick(tree.path(), to.path()).unwrap();
         assert_eq!(fs::read_to_string(to.path().join("modules")).unwrap(), "libcrc32c.ko\nxfs.ko");
         assert_eq!(fs::read(to.path().join("vmlinuz")).unwrap(), b"kernel");
+        assert_eq!(fs::read(to.path().join("busybox")).unwrap(), b"#!/bin/sh\n");
         put("usr/lib/modules/9/kernel/lib/libcrc32c.ko", b"\0depends=xfs\0");
         assert!(pick(tree.path(), to.path()).unwrap_err().to_string().contains("in a circle"));
     }
