@@ -247,7 +247,10 @@ impl Apt {
     pub fn download(&self, packages: &[String]) -> Result<Vec<PathBuf>> {
         let mut args = vec!["download", "-q", "--print-uris"];
         args.extend(packages.iter().map(String::as_str));
-        let uris = print_uris(&proc::succeed(self.command("apt-get", &args)?, LIMIT)?);
+        let mut list = self.command("apt-get", &args)?;
+        // It leaves out what lies where it runs.
+        list.current_dir(self.dir.join("parts"));
+        let uris = print_uris(&proc::succeed(list, LIMIT)?);
         ensure!(uris.len() == packages.len(), "apt-get does not know where all of {} are", packages.join(" "));
         let debs = self.dir.join("debs");
         let whole = |d: &Download| fs::metadata(debs.join(&d.file)).is_ok_and(|m| m.len() == d.bytes);
