@@ -278,6 +278,6 @@ fn stop(sb: &SuperBlock) {
     let sbi = sb.s_fs_info();
     sbi.s_shutdown.store(true, Ordering::SeqCst);
     if let Some(journal) = sbi.s_journal() {
-        journal.abort(EIO);
+        journal.shut_down();
     }
 }

@@ -343,25 +343,40 @@ impl Journal {
     /// the journal's super block by the thread that commits, or at the end.
     #[doc(alias = "jbd2_journal_abort")]
     pub fn abort(&self, errno: Error) {
+        if !self.stop(errno, true) {
+            return;
+        }
+        pr_err!("JBD2: {}: aborted journal: {errno:?}", self.bdev.name());
+        let sb = self.sb.lock().clone();
+        if let Some(sb) = sb {
+            (self.options.on_abort)(&sb, errno);
+        }
+    }
+
+    /// [`Journal::abort`] because somebody wants it so: the error is EIO, and neither the disk nor the file system is told of one, as there
+    /// is nothing wrong with either. Any context; sleeps not.
+    #[doc(alias = "ESHUTDOWN")]
+    pub fn shut_down(&self) {
+        self.stop(EIO, false);
+    }
+
+    /// Whether it was going until now.
+    fn stop(&self, errno: Error, record_errno: bool) -> bool {
         {
             let mut state = self.state.lock();
             if state.aborted.is_some() {
-                return;
+                return false;
             }
             state.aborted = Some(errno);
-            state.record_errno = true;
+            state.record_errno = record_errno;
             self.aborted.store(true, Ordering::Release);
         }
-        pr_err!("JBD2: {}: aborted journal: {errno:?}", self.bdev.name());
         for queue in
             [&self.j_wait_transaction_locked, &self.j_wait_updates, &self.j_wait_commit, &self.j_wait_done_commit]
         {
             queue.wake_up_all();
         }
-        let sb = self.sb.lock().clone();
-        if let Some(sb) = sb {
-            (self.options.on_abort)(&sb, errno);
-        }
+        true
     }
 
     /// The error it was aborted with.

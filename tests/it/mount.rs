@@ -2,9 +2,9 @@
 //! Mounting, remounting, freezing, unmounting, and what is left on the disk by that.
 
 use ext4_dio::corrupt::{Corrupt, Ext4Error};
-use ext4_dio::ext4::{Incompat, RoCompat};
+use ext4_dio::ext4::{EXT4_ERROR_FS, Incompat, RoCompat};
 use ext4_dio::file::ext4_file_write;
-use ext4_dio::path::path_unlink;
+use ext4_dio::path::{Cred, path_mkdir, path_unlink};
 use ext4_dio::{
     GoingDown, Kiocb, ext4_force_shutdown, ext4_freeze, ext4_iget, ext4_open, ext4_remount, ext4_sb_stats, ext4_statfs,
     ext4_sync_fs, ext4_umount, ext4_unfreeze,
@@ -324,6 +324,8 @@ fn after_a_shutdown_everything_is_eio() {
             assert_eq!(read(&file, 0, 4096), Err(EIO), "{how:?}");
             assert_eq!(ext4_open(&m.sb, "/pieces", OpenFlags::empty()).map(drop), Err(EIO), "{how:?}");
             assert_eq!(ext4_iget(&m.sb, ext4_dio::ext4::Ino(13)).map(drop), Err(EIO), "{how:?}");
+            let made = path_mkdir(&m.sb, b"/directory", 0o755, &Cred::default());
+            assert_eq!(made, Err(EIO), "{how:?}: a directory");
             assert_eq!(ext4_sync_fs(&m.sb), Err(EIO), "{how:?}");
             assert_eq!(ext4_freeze(&m.sb), Err(EIO), "{how:?}");
             assert_eq!(ext4_remount(&m.sb, "ro"), Err(EIO), "{how:?}");
@@ -335,8 +337,9 @@ fn after_a_shutdown_everything_is_eio() {
                 Image::from_bytes(&left).assert_clean();
                 assert_eq!(state(&left[1024..]), (1, false, false));
             }
-            // As after a power cut: it mounts.
-            Mount::with(&left, "", auto()).finish();
+            // As after a power cut: it mounts, and nothing is wrong with it.
+            let left = Mount::with(&left, "", auto()).finish();
+            assert_eq!(state(&left[1024..]).0 & u32::from(EXT4_ERROR_FS), 0, "{how:?}");
         }
     }
 }
