@@ -48,7 +48,7 @@ bitflags::bitflags! {
         /// The modification time is `ia_mtime`.
         #[doc(alias = "ATTR_MTIME_SET")]
         const MTIME_SET = 1 << 8;
-        /// Set-user-ID falls. Implied by a change of owner or size.
+        /// Set-user-ID falls. Implied by a change of owner, or of size by who may not keep it (`Task::cap_fsetid`).
         #[doc(alias = "ATTR_KILL_SUID")]
         const KILL_SUID = 1 << 11;
         /// Set-group-ID falls if the group may execute the file. Implied by a change of owner or size.
@@ -123,8 +123,10 @@ fn ext4_setattr_locked(i_mutex: &Locked<'_>, attr: &Iattr) -> Result {
     let mut mode = None;
     if valid.contains(AttrValid::MODE) {
         mode = Some(inode.i_mode() & S_IFMT | attr.ia_mode & 0o7777);
-    } else if chown || resize || valid.intersects(AttrValid::KILL_SUID | AttrValid::KILL_SGID) {
+    } else if chown || valid.intersects(AttrValid::KILL_SUID | AttrValid::KILL_SGID) {
         mode = mode_without_suid(inode);
+    } else if resize {
+        mode = mode_when_modified(inode);
     }
     if mode.is_none() && (valid - AttrValid::SIZE).is_empty() {
         return Ok(());
@@ -167,6 +169,11 @@ fn mode_without_suid(inode: &Inode) -> Option<u32> {
         kill |= S_ISGID;
     }
     (kill != 0 && !inode.is_dir()).then_some(mode & !kill)
+}
+
+/// The mode that is left when the contents change; none if it is the same. Whoever may give set-user-ID does not take it away.
+fn mode_when_modified(inode: &Inode) -> Option<u32> {
+    if kernel_shim::sched::current().cap_fsetid() { None } else { mode_without_suid(inode) }
 }
 
 /// Sets everything but the size, and writes the inode.
@@ -288,7 +295,7 @@ pub(crate) fn move_size(handle: &mut Handle<'_>, i_mutex: &Locked<'_>, old: i64,
 #[doc(alias = "file_modified")]
 pub(crate) fn ext4_file_modified(i_mutex: &Locked<'_>) -> Result {
     ext4_file_remove_privs(i_mutex)?;
-    if let Some(mode) = mode_without_suid(i_mutex) {
+    if let Some(mode) = mode_when_modified(i_mutex) {
         i_mutex.set_mode(mode);
     }
     i_mutex.file_update_time();

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What a caller sees: positions, times, modes, errors, reads, and devices with large sectors.
 
+use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
 use ext4_dio::file::{ext4_file_read, ext4_file_write};
 use ext4_dio::fsync::ext4_sync_file;
+use ext4_dio::setattr::{AttrValid, Iattr, ext4_setattr, ext4_setattr_size};
 use ext4_dio::writeback::ext4_writeback;
 use ext4_dio::{Kiocb, ext4_mount, ext4_open, ext4_sync_fs, ext4_umount};
 use ext4_dio_tests::dio::*;
 use ext4_dio_tests::images::{FAKE_TIME, Image, Mkfs, Source, stamped, stamped_blocks};
 use kernel_shim::error::code::*;
 use kernel_shim::fs::{IoVec, IovIter, OpenFlags};
+use kernel_shim::sched::current;
 
 fn debugged(requests: &[String]) -> Vec<u8> {
     let image = Image::from_bytes(&image(&Mkfs::default()));
@@ -104,6 +107,42 @@ fn a_write_takes_set_user_id_away() {
         assert_eq!(m.open("/data").f_inode().i_mode(), left);
         m.finish();
     }
+}
+
+#[test]
+fn who_may_give_set_user_id_keeps_it_when_he_changes_the_file() {
+    const MODE: u32 = 0o104755;
+    let m = Mount::with(&debugged(&[format!("set_inode_field data mode 0{MODE:o}")]), IN_FLIGHT, auto());
+    let (file, cached) = (m.open("/data"), m.open_cached("/data"));
+    let inode = file.f_inode();
+    let mut size = inode.i_size();
+    let mut change = |how: usize| match how {
+        0 => assert_eq!(write(&file, 0, Pages::new(4096, 1).bytes()), Ok(4096)),
+        1 => assert_eq!(write(&cached, 0, &[1]), Ok(1)),
+        2 => assert_eq!(ext4_fallocate(inode, FallocFlags::KEEP_SIZE, 0, 4096), Ok(())),
+        _ => {
+            size -= 1;
+            assert_eq!(ext4_setattr_size(inode, size), Ok(()));
+        }
+    };
+    for how in 0..4 {
+        current().set_cap_fsetid(true);
+        change(how);
+        assert_eq!(inode.i_mode(), MODE, "{how}");
+        current().set_cap_fsetid(false);
+        change(how);
+        assert_eq!(inode.i_mode(), MODE & !0o4000, "{how}");
+        let chmod = Iattr { ia_valid: AttrValid::MODE, ia_mode: MODE, ..Iattr::default() };
+        assert_eq!(ext4_setattr(inode, &chmod), Ok(()));
+    }
+    // A new owner never keeps it.
+    current().set_cap_fsetid(true);
+    let chown = Iattr { ia_valid: AttrValid::UID, ia_uid: 7, ..Iattr::default() };
+    assert_eq!(ext4_setattr(inode, &chown), Ok(()));
+    assert_eq!(inode.i_mode(), MODE & !0o4000);
+    current().set_cap_fsetid(false);
+    drop((file, cached));
+    m.finish();
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use crate::error::{Result, code::*};
 use crate::fs::inode::{S_ISGID, S_ISUID, S_IXGRP};
 use crate::fs::{File, FileSystem, Inode, IocbFlags, IovIter, Kiocb, Locked};
+use crate::sched::current;
 use crate::testing::{Fix, reverted};
 
 pub use super::page_cache::{AddressSpace, BlockRun, LockedPage, PAGE_SIZE, reclaim};
@@ -88,7 +89,8 @@ pub fn generic_write_checks<F: FileSystem>(
 #[inline]
 fn killed_suid<F: FileSystem>(file: &File<F>, i_mutex: &Locked<'_, F>) -> u32 {
     let mode = i_mutex.i_mode();
-    if mode & (S_ISUID | S_ISGID) == 0 || !i_mutex.is_reg() || file.cap_fsetid() {
+    let may_keep = || file.cap_fsetid() || current().cap_fsetid();
+    if mode & (S_ISUID | S_ISGID) == 0 || !i_mutex.is_reg() || may_keep() {
         return 0;
     }
     let mut kill = mode & S_ISUID;

@@ -98,6 +98,7 @@ fn new_task(name: &'static str) -> &'static Task {
         None => Box::leak(Box::new(Task::new(name))),
     };
     crate::sync::lockdep::start_of(task);
+    task.set_cap_fsetid(false);
     tasks.on_cpu.resize(nr_cpus() as usize, 0);
     // The CPU with the fewest. There is one at least.
     if let Some((cpu, count)) = (0..).zip(&mut tasks.on_cpu).min_by_key(|(_, count)| **count) {

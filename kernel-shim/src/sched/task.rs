@@ -3,7 +3,7 @@
 
 use core::fmt;
 use core::ptr;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::block::PlugSlot;
 
@@ -18,6 +18,8 @@ pub struct Task {
     pub(crate) plug: PlugSlot,
     /// The back end's: whether an unpark is due, and whatever else it keeps in a word.
     token: AtomicU32,
+    /// See [`Task::set_cap_fsetid`].
+    cap_fsetid: AtomicBool,
     #[cfg(all(feature = "lockdep", debug_assertions))]
     pub(crate) held: crate::sync::lockdep::Held,
     #[cfg(all(feature = "host", not(feature = "bare")))]
@@ -31,6 +33,7 @@ impl Task {
             name,
             plug: PlugSlot::new(),
             token: AtomicU32::new(0),
+            cap_fsetid: AtomicBool::new(false),
             #[cfg(all(feature = "lockdep", debug_assertions))]
             held: crate::sync::lockdep::Held::new(),
             #[cfg(all(feature = "host", not(feature = "bare")))]
@@ -48,6 +51,19 @@ impl Task {
     #[inline]
     pub fn token(&self) -> &AtomicU32 {
         &self.token
+    }
+
+    /// Whether what the task does for somebody leaves set-user-ID and set-group-ID bits alone, because he may give them: C's
+    /// `capable(CAP_FSETID)`. No task does before it is told so; only the task itself says.
+    #[inline]
+    pub fn cap_fsetid(&self) -> bool {
+        self.cap_fsetid.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`Task::cap_fsetid`], until it is set again.
+    #[doc(alias = "override_creds")]
+    pub fn set_cap_fsetid(&self, on: bool) {
+        self.cap_fsetid.store(on, Ordering::Relaxed);
     }
 
     /// Whether this task is the one running here.
