@@ -8,11 +8,14 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use ext4_dio::ext4_mount;
 use fuser::{Config, MountOption, Session};
@@ -90,6 +93,9 @@ pub fn serve(request: &Request, mut mounted: impl FnMut() -> Result<(), Error>) 
             log::error(&format!("serving FUSE: {error}"));
         }
     })?;
+    // What is mounted there, to be told from what may be mounted there later.
+    let device =
+        std::fs::metadata(&mountpoint).map(|stat| stat.dev()).map_err(|error| Error::new("the mount", error))?;
     mounted()?;
     if !request.foreground && request.log.is_none() {
         log::set(Target::Syslog);
@@ -99,7 +105,7 @@ pub fn serve(request: &Request, mut mounted: impl FnMut() -> Result<(), Error>) 
             Event::Over => break,
             Event::Stop(signal) => {
                 log::info(&format!("{signal}: unmounting {}", mountpoint.display()));
-                if !unmount(&mountpoint) {
+                if !unmount(&mountpoint, device) {
                     break;
                 }
             }
@@ -133,10 +139,7 @@ fn check_mountpoint(path: &Path) -> Result<(), Error> {
 
 /// Opens the disk, and mounts what is on it.
 fn open(image: &Path, request: &Request) -> Result<Fs, Error> {
-    // A device that cannot be written may be good enough for reading.
-    let options =
-        FileDiskOptions { read_only: request.options.read_only, direct: true, threads: request.options.threads };
-    let disk = FileDisk::open(image, &options).map_err(|error| Error::text(error.to_string()))?;
+    let disk = open_disk(image, request)?;
     let failed = |why: kernel_shim::error::Error| {
         let why = io::Error::from_raw_os_error(-why.to_errno());
         Error::new(format!("{}: cannot be mounted as ext4", image.display()), why)
@@ -144,6 +147,60 @@ fn open(image: &Path, request: &Request) -> Result<Fs, Error> {
     let disk = Bdev::new(disk).map_err(failed)?;
     let sb = ext4_mount(disk, &request.options.ext4).map_err(failed)?;
     Fs::new(sb, request.options.page_cache).map_err(failed)
+}
+
+/// Opens the disk for this mount alone.
+///
+/// `umount` returns before the process that has served a mount has written everything: that is waited for, as a script that
+/// mounts again at once expects. An image that is mounted still is refused at once.
+fn open_disk(image: &Path, request: &Request) -> Result<FileDisk, Error> {
+    // Read-only mounts write, too, if there is a journal to replay; where they cannot, or are told not to, they do without.
+    let (only_read, noload) = (request.options.read_only, request.options.noload);
+    let mut options = FileDiskOptions { read_only: noload, direct: true, threads: request.options.threads };
+    let patience = Instant::now() + ENDING;
+    loop {
+        let error = match FileDisk::open(image, &options) {
+            Ok(disk) => return Ok(disk),
+            Err(error) => error,
+        };
+        let why = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+        match why.map(io::Error::kind) {
+            Some(io::ErrorKind::WouldBlock) => {}
+            Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+                if only_read && !options.read_only =>
+            {
+                options.read_only = true;
+                continue;
+            }
+            _ => return Err(Error::text(error.to_string())),
+        }
+        if let Some(there) = mounted_on(image) {
+            return Err(Error::text(format!("{}: mounted already, on {there}", image.display())));
+        }
+        if Instant::now() > patience {
+            return Err(Error::text(format!("{}: in use already", image.display())));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How long the end of a mount may take.
+const ENDING: Duration = Duration::from_secs(15);
+
+/// Where the kernel has a FUSE mount of `image`, by the name that it was mounted by.
+fn mounted_on(image: &Path) -> Option<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    // Source, directory, type and others; spaces and the like are in octal.
+    let octal =
+        |path: &Path| path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011");
+    let mut names = vec![octal(image)];
+    names.extend(image.canonicalize().ok().map(|path| octal(&path)));
+    mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let (source, dir, fstype) = (words.next()?, words.next()?, words.next()?);
+        let ours = fstype.starts_with("fuse") && names.iter().any(|name| name == source);
+        ours.then(|| dir.to_string())
+    })
 }
 
 /// Mounts it on the directory, and shakes hands with the kernel.
@@ -212,18 +269,41 @@ fn stopping_signals() -> SigSet {
 }
 
 /// Unmounts, after which the session ends by itself. Where files are open still the mount is taken away, and false returned.
-fn unmount(mountpoint: &Path) -> bool {
+fn unmount(mountpoint: &Path, device: u64) -> bool {
+    if !std::fs::metadata(mountpoint).is_ok_and(|stat| stat.dev() == device) {
+        // Somebody was faster, and something else is there. Files may be open still: it goes away all the same.
+        return false;
+    }
     // Pages that programs have mapped and changed are the kernel's until it writes them.
     if let Err(error) = File::open(mountpoint).and_then(|dir| Ok(nix::unistd::syncfs(&dir)?)) {
         log::error(&format!("writing back {}: {error}", mountpoint.display()));
     }
-    match umount2(mountpoint, MntFlags::empty()) {
+    match umount(mountpoint, MntFlags::empty()) {
         Ok(()) => return true,
         Err(Errno::EBUSY) => log::error(&format!("{} is in use, and goes away all the same", mountpoint.display())),
         Err(errno) => log::error(&format!("unmounting {}: {errno}", mountpoint.display())),
     }
-    if let Err(errno) = umount2(mountpoint, MntFlags::MNT_DETACH) {
+    if let Err(errno) = umount(mountpoint, MntFlags::MNT_DETACH) {
         log::error(&format!("unmounting {}: {errno}", mountpoint.display()));
     }
     false
+}
+
+/// `umount2`, by fusermount for those who may not.
+fn umount(mountpoint: &Path, flags: MntFlags) -> Result<(), Errno> {
+    let done = umount2(mountpoint, flags);
+    if done != Err(Errno::EPERM) {
+        return done;
+    }
+    let mut fusermount = Command::new("fusermount3");
+    fusermount.arg("-u");
+    if flags.contains(MntFlags::MNT_DETACH) {
+        fusermount.arg("-z");
+    }
+    match fusermount.arg("--").arg(mountpoint).status() {
+        Ok(status) if status.success() => Ok(()),
+        // It says why on standard error; mostly the mount is in use.
+        Ok(_) => Err(Errno::EBUSY),
+        Err(_) => Err(Errno::EPERM),
+    }
 }

@@ -23,8 +23,20 @@
 //! `ext4-dio`, which is coherent with direct I/O by itself. So a file that somebody has open for buffered I/O still takes its
 //! direct writes in parallel, which Linux does not give to files that it caches. The kernel caches pages for `mmap` alone
 //! (`FUSE_DIRECT_IO_ALLOW_MMAP`, Linux 6.6): it writes dirty ones back before a read or a write of the same bytes, and drops them
-//! after a write. Older kernels do not map such files shared. There, or with `-o page_cache=kernel`, only opens with `O_DIRECT` go past
-//! the kernel's cache.
+//! after a write. Older kernels do not map such files shared. There the kernel's
+//! cache is used for all files, direct I/O on them included, which it serialises, and with `-o page_cache=kernel` for those that are open
+//! without `O_DIRECT`.
+//!
+//! # What FUSE does not carry
+//!
+//! | what | what comes of it |
+//! |---|---|
+//! | `fallocate` to collapse or insert a range, `FIEMAP`, `FIBMAP`, `RENAME_WHITEOUT` | EOPNOTSUPP, EINVAL |
+//! | `O_TMPFILE` | EOPNOTSUPP: fuser does not know it |
+//! | `syncfs`, `sync` | mapped pages are written, the journal is not committed at once: at most `commit=` seconds later |
+//! | what the shutdown ioctl is asked for | it always commits the journal first: see [`ioctl`] |
+//! | appends | one after the other: the kernel settles where the end is, under its lock |
+//! | the end of `umount` | it returns before all is written; a new mount waits for it, and so does `flock IMAGE true` |
 //!
 //! # Who may do what
 //!

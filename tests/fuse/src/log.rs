@@ -32,6 +32,8 @@ pub fn set(target: Target) {
     // A second call finds it there.
     let _ = ::log::set_logger(&Fuser);
     ::log::set_max_level(::log::LevelFilter::Warn);
+    // In the background nobody sees standard error.
+    std::panic::set_hook(Box::new(|panic| error(&panic.to_string())));
 }
 
 /// Logs an error.

@@ -28,6 +28,8 @@ const MAX_THREADS: usize = 1024;
 pub struct Options {
     /// Nothing is to be written.
     pub read_only: bool,
+    /// Not even a journal that has to be replayed.
+    pub noload: bool,
     /// The file system's options.
     pub ext4: String,
     /// The kernel's and fusermount's.
@@ -106,9 +108,9 @@ impl Options {
                 parsed.ext4(word, sloppy)?;
             }
         }
-        parsed.read_only = MountOptions::parse(&parsed.ext4).is_ok_and(|options| options.rdonly);
+        let ext4 = MountOptions::parse(&parsed.ext4).map_err(|error| OptionsError(error.to_string()))?;
+        (parsed.read_only, parsed.noload) = (ext4.rdonly, ext4.noload);
         flags.give(&mut parsed.mount);
-        MountOptions::parse(&parsed.ext4).map_err(|error| OptionsError(error.to_string()))?;
         Ok(parsed)
     }
 
@@ -163,6 +165,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             read_only: false,
+            noload: false,
             ext4: String::new(),
             mount: Vec::new(),
             acl: SessionACL::Owner,

@@ -78,17 +78,16 @@ fn xattr(done: Result<Answer, Errno>, reply: ReplyXattr) {
 impl Filesystem for Server {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let can = config.capabilities();
-        let mut flags = InitFlags::FUSE_ASYNC_DIO
+        let flags = InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_HAS_IOCTL_DIR
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_EXPORT_SUPPORT
-            | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
-        if self.fs.agree(can) {
-            flags |= InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
-        }
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+        self.fs.agree(can);
         // OK to unwrap: no more than the kernel can.
         config.add_capabilities(flags & can).expect("capabilities of the kernel's");
         // Each of these says what it would take instead, and that is as good.
@@ -131,16 +130,18 @@ impl Filesystem for Server {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let changes = Changes { mode, uid, gid, size, atime, mtime, ctime };
-        attr(self.with(|fs| fs.setattr(ino, &changes, req.uid() == 0)), reply);
+        // Of a file that is open the kernel leaves the time to us.
+        let mtime = if fh.is_some() && size.is_some() { mtime.or(Some(TimeOrNow::Now)) } else { mtime };
+        let changes = Changes { mode, uid, gid, size, atime, mtime };
+        attr(self.with(|fs| fs.setattr(req.uid(), ino, &changes)), reply);
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -231,7 +232,7 @@ impl Filesystem for Server {
 
     fn write(
         &self,
-        req: &Request,
+        _req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -241,7 +242,6 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _ = req;
         match self.with(|fs| fs.write(fh, offset, data, write_flags, flags.0)) {
             Ok(n) => reply.written(n),
             Err(error) => reply.error(error),
@@ -394,9 +394,23 @@ impl Filesystem for Server {
         }
     }
 
-    fn fallocate(
+    fn poll(
         &self,
         _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // Files are always ready, which the kernel takes for granted from then on.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -404,7 +418,7 @@ impl Filesystem for Server {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        empty(self.with(|fs| fs.fallocate(fh, offset, length, mode)), reply);
+        empty(self.with(|fs| fs.fallocate(req.uid(), fh, offset, length, mode)), reply);
     }
 
     fn lseek(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -416,7 +430,7 @@ impl Filesystem for Server {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -432,7 +446,7 @@ impl Filesystem for Server {
             if !flags.is_empty() {
                 return Err(EOPNOTSUPP);
             }
-            fs.copy((fh_in, offset_in), (fh_out, offset_out), len)
+            fs.copy(req.uid(), (fh_in, offset_in), (fh_out, offset_out), len)
         });
         match done {
             Ok(n) => reply.written(n),

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Attributes, and the file system's.
 
-use std::time::SystemTime;
-
 use ext4_dio::path::attr::vfs_setattr;
 use ext4_dio::setattr::{AttrValid, Iattr};
 use ext4_dio::{Ext4Statfs, ext4_statfs};
 use fuser::{FileAttr, INodeNo, TimeOrNow};
 use kernel_shim::error::{Result, code::EFBIG};
 
-use super::Fs;
+use super::{Fs, keeps_suid};
 use crate::attr::{attr_of, specific};
 
-/// What `setattr` is to set.
+/// What `setattr` is to set. The time of the last change of the inode is always now.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Changes {
     /// Permissions; the type in it is not looked at.
@@ -27,8 +25,6 @@ pub struct Changes {
     pub atime: Option<TimeOrNow>,
     /// Last change of the contents.
     pub mtime: Option<TimeOrNow>,
-    /// Last change of the inode: always now, whatever the kernel says.
-    pub ctime: Option<SystemTime>,
 }
 
 impl Changes {
@@ -75,14 +71,11 @@ impl Fs {
     }
 
     /// `chmod`, `chown`, `utimensat`, `truncate`, and those that have an open file for it: whether it may be written the kernel knows.
-    pub fn setattr(&self, node: INodeNo, changes: &Changes, _root: bool) -> Result<FileAttr> {
+    pub fn setattr(&self, uid: u32, node: INodeNo, changes: &Changes) -> Result<FileAttr> {
+        // FUSE has a flag for it here, which fuser does not hand on.
+        keeps_suid(uid == 0);
         let inode = self.inode(node)?;
-        let mut attr = changes.iattr()?;
-        if changes.size.is_some() {
-            // O_TRUNC of an empty file moves the times, too; the kernel does not ask for it.
-            attr.ia_valid |= AttrValid::MTIME;
-        }
-        vfs_setattr(&inode, &attr)?;
+        vfs_setattr(&inode, &changes.iattr()?)?;
         Ok(attr_of(&inode))
     }
 

@@ -13,7 +13,7 @@ use kernel_shim::error::code::{EFBIG, EINVAL, EISDIR};
 use kernel_shim::error::{Error, Result};
 use kernel_shim::fs::{FileSystem, IoVec, IocbFlags, IovIter, OpenFlags};
 
-use super::Fs;
+use super::{Fs, keeps_suid};
 use crate::buffer::with_buffer;
 
 /// Bytes that `copy_file_range` copies at a time.
@@ -51,14 +51,6 @@ impl Fs {
         Ok((self.handles.add(file), self.fopen_flags(flags)))
     }
 
-    /// How the kernel is to treat a file that is opened with `flags`: see the head of the crate.
-    pub fn fopen_flags(&self, flags: i32) -> FopenFlags {
-        let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-        // Pages that are there are good: the kernel has dropped them where they were not.
-        let always = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-        if self.caches_pages() || flags & libc::O_DIRECT != 0 { direct | always } else { always }
-    }
-
     /// `read`: calls `reply` with what was read.
     pub fn read(&self, fh: FileHandle, offset: u64, size: u32, flags: i32, reply: impl FnOnce(&[u8])) -> Result {
         let file = self.handles.get(fh)?;
@@ -86,6 +78,7 @@ impl Fs {
         if how.contains(WriteFlags::FUSE_WRITE_CACHE) {
             iocb.ki_flags.remove(IocbFlags::DIRECT);
         }
+        keeps_suid(!how.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID));
         let n = if iocb.ki_flags.contains(IocbFlags::DIRECT) {
             let _direct = self.direct_writes.enter()?;
             with_buffer(data.len(), |memory| {
@@ -107,7 +100,8 @@ impl Fs {
     }
 
     /// `fallocate`, in the modes that the kernel lets through.
-    pub fn fallocate(&self, fh: FileHandle, offset: u64, len: u64, mode: i32) -> Result {
+    pub fn fallocate(&self, uid: u32, fh: FileHandle, offset: u64, len: u64, mode: i32) -> Result {
+        keeps_suid(uid == 0);
         let file = self.handles.get(fh)?;
         file.may_write()?;
         let mode = FallocFlags::from_bits_retain(mode.cast_unsigned());
@@ -140,7 +134,8 @@ impl Fs {
     /// `copy_file_range`: through the page cache, which is coherent with direct I/O. How much was copied, possibly less than asked for.
     ///
     /// EINVAL for ranges of one file that overlap.
-    pub fn copy(&self, from: (FileHandle, u64), to: (FileHandle, u64), len: u64) -> Result<u32> {
+    pub fn copy(&self, uid: u32, from: (FileHandle, u64), to: (FileHandle, u64), len: u64) -> Result<u32> {
+        keeps_suid(uid == 0);
         let (source, dest) = (self.handles.get(from.0)?, self.handles.get(to.0)?);
         let (mut read_at, mut write_at) = (position(from.1)?, position(to.1)?);
         let same = source.f_inode().i_ino() == dest.f_inode().i_ino();

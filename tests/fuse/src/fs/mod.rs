@@ -10,7 +10,7 @@ pub mod xattrs;
 use std::sync::OnceLock;
 
 use ext4_dio::{IRef, SuperBlock, ext4_umount};
-use fuser::{FileAttr, Generation, INodeNo, InitFlags, Request};
+use fuser::{FileAttr, FopenFlags, Generation, INodeNo, InitFlags, Request};
 use kernel_shim::alloc::Arc as KArc;
 use kernel_shim::error::Result;
 
@@ -19,6 +19,14 @@ use crate::gate::Gate;
 use crate::handles::Handles;
 use crate::nodes::{Nodes, node_id};
 use crate::options::PageCache;
+
+/// What was settled with the kernel.
+struct Agreed {
+    /// Whether pages of files that are open without `O_DIRECT` are cached here, and not there.
+    ours: bool,
+    /// The kernel keeps pages that it caches coherent with `FOPEN_DIRECT_IO`.
+    coherent: bool,
+}
 
 /// A mounted file system, and what the kernel has of it.
 pub struct Fs {
@@ -36,8 +44,8 @@ pub struct Fs {
     pub direct_reads: Gate,
     /// Whose page cache was asked for.
     wanted: PageCache,
-    /// Whether it is ours.
-    ours: OnceLock<bool>,
+    /// What the kernel can.
+    agreed: OnceLock<Agreed>,
 }
 
 impl Fs {
@@ -51,24 +59,28 @@ impl Fs {
             direct_writes: Gate::default(),
             direct_reads: Gate::default(),
             wanted,
-            ours: OnceLock::new(),
+            agreed: OnceLock::new(),
         })
     }
 
-    /// The kernel has told what it can. Whether the page cache is ours.
-    pub fn agree(&self, capabilities: InitFlags) -> bool {
-        let can = capabilities.contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
+    /// The kernel has told what it can.
+    pub fn agree(&self, capabilities: InitFlags) {
+        let coherent = capabilities.contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
         let ours = match self.wanted {
-            PageCache::Auto => can,
+            PageCache::Auto => coherent,
             PageCache::Ours => true,
             PageCache::Kernel => false,
         };
-        *self.ours.get_or_init(|| ours)
+        self.agreed.get_or_init(|| Agreed { ours, coherent });
     }
 
-    /// Whether pages of files that are open without `O_DIRECT` are cached here, and not by the kernel.
-    pub fn caches_pages(&self) -> bool {
-        self.ours.get().copied().unwrap_or(false)
+    /// How the kernel is to treat a file that is opened with `flags`: see the head of the crate.
+    pub fn fopen_flags(&self, flags: i32) -> FopenFlags {
+        // Pages that are there are good: the kernel has dropped them where they were not.
+        let how = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+        let past =
+            self.agreed.get().is_some_and(|agreed| agreed.ours || agreed.coherent && flags & libc::O_DIRECT != 0);
+        if past { how | FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES } else { how }
     }
 
     /// An inode to tell the kernel of: counted.
@@ -99,6 +111,11 @@ pub struct Entry {
     pub attr: FileAttr,
     /// Its generation.
     pub generation: Generation,
+}
+
+/// Whether what this thread does next is for somebody who may give set-user-ID to a file, and so may keep it when he changes one.
+pub fn keeps_suid(may: bool) {
+    kernel_shim::sched::current().set_cap_fsetid(may);
 }
 
 /// Who makes a file; the kernel has taken its umask off the mode.
