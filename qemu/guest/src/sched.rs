@@ -19,6 +19,7 @@ use crate::{
         trap::vector,
     },
     thread::Thread,
+    virtio,
 };
 
 /// Values of a task's token.
@@ -63,6 +64,7 @@ fn make_runnable(thread: &'static Thread) {
 fn next_runnable(cpu: &PerCpu) -> Option<&'static Thread> {
     let mut first = cpu.run_queue.get();
     if first.is_null() {
+        virtio::queue::poll_quiet(cpu);
         if cpu.woken.load(Relaxed).is_null() {
             return None;
         }
@@ -86,6 +88,15 @@ fn next_runnable(cpu: &PerCpu) -> Option<&'static Thread> {
     Some(thread)
 }
 
+/// Whether more than one thread waits for this CPU. Interrupts are off.
+#[inline]
+pub(crate) fn crowded(cpu: &PerCpu) -> bool {
+    let woken = cpu.woken.load(Acquire);
+    // SAFETY: threads are never freed, and this CPU alone takes them off the list.
+    let two = unsafe { woken.as_ref() }.is_some_and(|latest| !latest.next.load(Relaxed).is_null());
+    two || !cpu.run_queue.get().is_null()
+}
+
 /// Lets others run until somebody makes `me`, the current thread, runnable. Interrupts are off.
 #[inline]
 fn schedule(me: &'static Thread) {
@@ -101,7 +112,9 @@ fn schedule(me: &'static Thread) {
             }
             return;
         }
-        cpu.wait_for_interrupt();
+        if !virtio::queue::rearm(cpu) {
+            cpu.wait_for_interrupt();
+        }
     }
 }
 

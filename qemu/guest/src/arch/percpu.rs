@@ -55,6 +55,8 @@ pub(crate) struct PerCpu {
     pub(crate) timer_armed: Cell<u64>,
     /// Whose turn it is when a disk interrupts this CPU.
     pub(crate) queues: [AtomicPtr<Queue>; MAX_DISKS],
+    /// One of them may have been asked for no interrupts.
+    pub(crate) quiet: Cell<bool>,
     /// The IST stacks.
     pub(crate) interrupt_stacks: Cell<Range>,
     /// Where an NMI found the CPU.
@@ -99,6 +101,7 @@ impl PerCpu {
             timers: RefCell::new(Timers::new(TimerAdapter::NEW)),
             timer_armed: Cell::new(u64::MAX),
             queues: [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_DISKS],
+            quiet: Cell::new(false),
             interrupt_stacks: Cell::new(Range { start: 0, end: 0 }),
             snapshot: Snapshot::new(),
         }

@@ -26,7 +26,7 @@ use kernel_shim::{
     sched::{IrqFlags, irq_restore, irq_save},
 };
 
-use crate::arch::percpu::PerCpu;
+use crate::{arch::percpu::PerCpu, sched};
 
 /// A descriptor: address, then length, flags and next in one word, so that one store writes them.
 #[repr(C, align(16))]
@@ -42,6 +42,12 @@ const INDIRECT: u64 = 4 << 32;
 
 /// `VRING_USED_F_NO_NOTIFY`: the device looks by itself.
 const NO_NOTIFY: u16 = 1;
+/// `VRING_AVAIL_F_NO_INTERRUPT`: we look by ourselves.
+const NO_INTERRUPT: u16 = 1;
+
+/// With so many requests still in flight after an interrupt, and threads that wait for the CPU, the next ones to end need not
+/// interrupt: see [`poll_quiet`].
+const QUIET_FROM: u16 = 8;
 
 /// Request types of virtio-blk.
 mod kind {
@@ -101,6 +107,8 @@ struct Ring {
     free: u16,
     /// An interrupt is ending requests; it will publish what they queue.
     reaping: bool,
+    /// The device has been asked for no interrupts. Only if the queue is one CPU's own.
+    quiet: bool,
     /// Requests that found no slot, oldest first.
     pending: RqList,
 }
@@ -173,6 +181,7 @@ impl Queue {
                 used: 0,
                 free: 0,
                 reaping: false,
+                quiet: false,
                 pending: RqList::new(),
             }),
         };
@@ -507,7 +516,29 @@ impl Queue {
             self.refill(ring);
         }
         self.publish(ring);
+        if !shared && !ring.quiet && ring.available.wrapping_sub(ring.used) >= QUIET_FROM {
+            let cpu = PerCpu::this();
+            if sched::crowded(cpu) {
+                ring.quiet = true;
+                self.ask_for_interrupts(false);
+                cpu.quiet.set(true);
+            }
+        }
         self.unlock(shared);
+    }
+
+    /// Whether the device is to interrupt when a request has ended. It may do so a last time after it was told not to.
+    #[inline(always)]
+    fn ask_for_interrupts(&self, wanted: bool) {
+        // SAFETY: the flags are the first word of the ring, which is valid for good.
+        unsafe { self.avail_ring.write_volatile(if wanted { 0 } else { NO_INTERRUPT }) };
+    }
+
+    /// Whether a request has ended that nobody has looked at.
+    #[inline(always)]
+    fn any_done(&self, ring: &Ring) -> bool {
+        // SAFETY: as in `take_done`.
+        unsafe { self.used_ring.cast::<u16>().add(1).read_volatile() != ring.used }
     }
 
     /// Ends what is done without waiting for the interrupt; whether there was anything. Only on a CPU that uses the queue.
@@ -515,10 +546,8 @@ impl Queue {
     pub(super) fn poll(&self) -> bool {
         let flags = irq_save();
         // SAFETY: interrupts are off, and this is all that is done.
-        let seen = unsafe { self.lock(self.shared) }.used;
+        let done = self.any_done(unsafe { self.lock(self.shared) });
         self.unlock(self.shared);
-        // SAFETY: as in `take_done`.
-        let done = unsafe { self.used_ring.cast::<u16>().add(1).read_volatile() } != seen;
         if done {
             self.reap(self.shared);
         }
@@ -564,6 +593,54 @@ pub(crate) fn interrupt(cpu: &PerCpu, disk: usize) {
             queue.reap(false);
         }
     }
+}
+
+/// Ends what is done in this CPU's queues that do not interrupt; whether there was anything. While many requests are in flight and the
+/// CPU has several threads to run, the scheduler asks here between two rounds of them, and that is cheaper than being
+/// interrupted in the middle of them. One thread alone with many requests does better with interrupts: they come late, and
+/// it finds more of its requests done at once. Who computes for long keeps completions waiting, as it does the CPU's other threads.
+/// Interrupts are off.
+#[inline]
+pub(crate) fn poll_quiet(cpu: &PerCpu) -> bool {
+    cpu.quiet.get() && for_each_quiet(cpu, |_, _| {})
+}
+
+/// Lets this CPU's queues interrupt again, for it has nothing else to do; whether something had been done meanwhile, so that
+/// there may be. Interrupts are off.
+#[inline]
+pub(crate) fn rearm(cpu: &PerCpu) -> bool {
+    cpu.quiet.replace(false)
+        && for_each_quiet(cpu, |queue, ring| {
+            ring.quiet = false;
+            queue.ask_for_interrupts(true);
+            // The device reads the flag after it has said what is done; so does this after it has set the flag.
+            fence(SeqCst);
+        })
+}
+
+#[cold]
+fn for_each_quiet(cpu: &PerCpu, before: impl Fn(&Queue, &mut Ring)) -> bool {
+    let mut any = false;
+    for queue in &cpu.queues {
+        // SAFETY: null, or a queue that is never freed.
+        let Some(queue) = (unsafe { queue.load(Relaxed).as_ref() }) else { continue };
+        // SAFETY: interrupts are off; no request is ended before `unlock`.
+        let ring = unsafe { queue.lock(queue.shared) };
+        let quiet = ring.quiet;
+        if quiet {
+            before(queue, ring);
+        }
+        let done = quiet && queue.any_done(ring);
+        queue.unlock(queue.shared);
+        if done {
+            // As in an interrupt: what ends a request may tell by it that it must not sleep.
+            cpu.irq_depth.set(cpu.irq_depth.get() + 1);
+            queue.reap(queue.shared);
+            cpu.irq_depth.set(cpu.irq_depth.get() - 1);
+            any = true;
+        }
+    }
+    any
 }
 
 /// Sends disk `disk`'s interrupts on CPU `cpu` to a queue.
