@@ -141,8 +141,13 @@ impl Proc {
     }
 
     /// Becomes readable when the child has ended.
-    pub(crate) fn end_fd(&self) -> BorrowedFd<'_> {
+    pub fn end_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Its number, which is nobody else's until it has been waited for.
+    pub fn pid(&self) -> Pid {
+        pid_of(&self.child)
     }
 
     /// Waits for the end, at most `limit`; what has not ended by then is killed.

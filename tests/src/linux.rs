@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Operations on Linux's own ext4, on a loop device. Needs root, and is left out where that is missing.
+//! Operations on what Linux has mounted: its own ext4 on a loop device, or what a [`Mounter`] mounts. Needs root, and is left out
+//! where that is missing.
 //!
 //! Mounts are private to the thread that makes them: whatever happens to it, they and their loop devices go away with it.
 
@@ -17,11 +18,49 @@ use tempfile::TempDir;
 use crate::dio::Pages;
 use crate::oplang::*;
 
-/// A mount of an image by Linux.
+/// What mounts images.
+pub trait Mounter {
+    /// Whose file system it is.
+    fn name(&self) -> &'static str;
+    /// Mounts the image on a directory. `Err` has what was said.
+    fn attach(&mut self, image: &Path, dir: &Path) -> Result<(), String>;
+    /// Waits, after umount(2), until nobody has the image any more.
+    fn detached(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Linux's ext4 on a loop device, with these mount options.
+struct Loop(String);
+
+impl Mounter for Loop {
+    fn name(&self) -> &'static str {
+        "linux"
+    }
+
+    fn attach(&mut self, image: &Path, dir: &Path) -> Result<(), String> {
+        // Devices are found and taken in two steps, so somebody else may be quicker.
+        let mut last = String::new();
+        for _ in 0..20 {
+            let mount = Command::new("mount").args(["-t", "ext4", "-o", &self.0]).args([image, dir]).output();
+            let output = mount.map_err(|e| e.to_string())?;
+            if output.status.success() {
+                return Ok(());
+            }
+            last = String::from_utf8_lossy(&output.stderr).into_owned();
+            if !last.contains("loop") {
+                break;
+            }
+        }
+        Err(last)
+    }
+}
+
+/// A mount of an image.
 pub struct Linux {
     image: PathBuf,
     dir: TempDir,
-    options: String,
+    mounter: Box<dyn Mounter>,
     mounted: bool,
     slots: [Option<OwnedFd>; SLOTS],
     block: u64,
@@ -46,8 +85,8 @@ fn check_long(ret: libc::ssize_t) -> Result<usize, Errno> {
     usize::try_from(ret).map_err(|_| errno())
 }
 
-/// Gives this thread a view of mounts of its own.
-fn private_mounts() -> bool {
+/// Gives this thread, and what it starts from now on, a view of mounts of their own. `false` if it may not have that.
+pub fn private_mounts() -> bool {
     thread_local!(static DONE: Cell<bool> = const { Cell::new(false) });
     if DONE.get() {
         return true;
@@ -86,35 +125,25 @@ pub fn available() -> bool {
 impl Linux {
     /// Mounts the image in file `image`, as ext4 whatever it is, with `options`. `Err` has what `mount` said.
     pub fn mount(image: &Path, options: &str) -> Result<Self, String> {
+        let options = if options.is_empty() { "loop".to_string() } else { format!("loop,{options}") };
+        Self::mount_by(Box::new(Loop(options)), image)
+    }
+
+    /// Has the image mounted by `mounter`. `Err` has what that said.
+    pub fn mount_by(mounter: Box<dyn Mounter>, image: &Path) -> Result<Self, String> {
         assert!(private_mounts(), "needs root");
         let dir = TempDir::new().map_err(|e| e.to_string())?;
         let slots = std::array::from_fn(|_| None);
-        let options = if options.is_empty() { "loop".to_string() } else { format!("loop,{options}") };
-        let mut linux = Self { image: image.to_path_buf(), dir, options, mounted: false, slots, block: 0 };
+        let mut linux = Self { image: image.to_path_buf(), dir, mounter, mounted: false, slots, block: 0 };
         linux.attach()?;
         Ok(linux)
     }
 
     fn attach(&mut self) -> Result<(), String> {
-        // Devices are found and taken in two steps, so somebody else may be quicker.
-        let mut last = String::new();
-        for _ in 0..20 {
-            let output = Command::new("mount")
-                .args(["-t", "ext4", "-o", &self.options])
-                .args([&self.image, self.dir.path()])
-                .output()
-                .map_err(|e| e.to_string())?;
-            if output.status.success() {
-                self.mounted = true;
-                self.block = self.statvfs().map_err(|e| format!("statvfs: errno {e}"))?.f_bsize;
-                return Ok(());
-            }
-            last = String::from_utf8_lossy(&output.stderr).into_owned();
-            if !last.contains("loop") {
-                break;
-            }
-        }
-        Err(last)
+        self.mounter.attach(&self.image, self.dir.path())?;
+        self.mounted = true;
+        self.block = self.statvfs().map_err(|e| format!("statvfs: errno {e}"))?.f_bsize;
+        Ok(())
     }
 
     /// Unmounts. EIO if writing back fails.
@@ -133,6 +162,10 @@ impl Linux {
                 }
                 std::thread::sleep(std::time::Duration::from_millis(10));
             }
+            self.mounter.detached().map_err(|e| {
+                eprintln!("after unmounting: {e}");
+                libc::EIO
+            })?;
         }
         Ok(())
     }
@@ -529,9 +562,26 @@ fn fiemap(fd: libc::c_int, block: u64) -> Result<Vec<Extent>, Errno> {
     }
 }
 
+/// Where there may be data, by `SEEK_DATA`: for mounts that have no FIEMAP.
+fn data_map(fd: libc::c_int, block: u64) -> Result<Vec<Extent>, Errno> {
+    // SAFETY: no memory is passed.
+    let seek = |pos: u64, whence| unsafe { libc::lseek(fd, pos.cast_signed(), whence) };
+    let mut out = Vec::new();
+    let mut at = 0;
+    loop {
+        let Ok(from) = u64::try_from(seek(at, libc::SEEK_DATA)) else {
+            // There is no more.
+            return if errno() == libc::ENXIO { Ok(out) } else { Err(errno()) };
+        };
+        let to = u64::try_from(seek(from, libc::SEEK_HOLE)).map_err(|_| errno())?;
+        out.push(Extent { lblk: from / block, len: to.div_ceil(block) - from / block, unwritten: false });
+        at = to;
+    }
+}
+
 impl Vfs for Linux {
     fn name(&self) -> &'static str {
-        "linux"
+        self.mounter.name()
     }
 
     fn apply(&mut self, op: &Op) -> Reply {
@@ -589,13 +639,18 @@ impl Vfs for Linux {
         };
         let fd = fd.as_raw_fd();
         let size = fstat(fd)?.size;
-        let map = fiemap(fd, self.block)?;
-        Seen::collect(size, map, self.block, |pos, len| {
+        let (map, exact) = match fiemap(fd, self.block) {
+            Err(libc::EOPNOTSUPP) => (data_map(fd, self.block)?, false),
+            map => (map?, true),
+        };
+        let mut seen = Seen::collect(size, map, self.block, |pos, len| {
             let mut buf = vec![0; len];
             // SAFETY: `buf` is as long as it is said to be.
             let n = check_long(unsafe { libc::pread(fd, buf.as_mut_ptr().cast(), len, pos.cast_signed()) })?;
             buf.truncate(n);
             Ok(buf)
-        })
+        })?;
+        seen.exact = exact;
+        Ok(seen)
     }
 }

@@ -478,8 +478,10 @@ pub struct Seen {
     pub block: u64,
     /// Bytes.
     pub size: u64,
-    /// What is allocated.
+    /// What is allocated; or, if that is not known, what may hold data.
     pub map: Vec<Extent>,
+    /// The map is of what is allocated.
+    pub exact: bool,
     /// Contents of what is allocated below `size`, and of all below [`Seen::DENSE`]: block and its bytes, cut off at the size.
     /// Zeros are left out.
     pub blocks: Vec<(u64, Vec<u8>)>,
@@ -519,7 +521,7 @@ impl Seen {
         }
         blocks.sort();
         blocks.dedup_by_key(|(lblk, _)| *lblk);
-        Ok(Self { block, size, map, blocks })
+        Ok(Self { block, size, map, exact: true, blocks })
     }
 }
 

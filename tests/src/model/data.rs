@@ -220,7 +220,9 @@ impl Data {
         if seen.size != self.size {
             return Err(format!("size {}, should be {}", seen.size, self.size));
         }
-        self.check_map(&seen.map)?;
+        if seen.exact {
+            self.check_map(&seen.map)?;
+        }
         self.resync(seen, &[], self.size..=self.size)
     }
 
@@ -237,7 +239,8 @@ impl Data {
         }
         let mut numbers: Vec<u64> = seen.blocks.iter().map(|(l, _)| *l).chain(self.blocks.keys().copied()).collect();
         for change in changes {
-            numbers.extend(change.pos / self.bs..(change.pos + change.done).div_ceil(self.bs));
+            let reach = if seen.exact { change.done } else { change.len };
+            numbers.extend(change.pos / self.bs..(change.pos + reach).div_ceil(self.bs));
         }
         numbers.sort_unstable();
         numbers.dedup();
@@ -251,6 +254,10 @@ impl Data {
             self.check_block(lblk, &got, seen.size, changes)?;
             let at = seen.map.partition_point(|e| e.lblk + e.len <= lblk);
             let zeros = got.iter().all(|b| *b == 0);
+            if !seen.exact {
+                new.insert(lblk, self.guess(lblk, got));
+                continue;
+            }
             match seen.map.get(at).filter(|e| e.lblk <= lblk) {
                 None if !zeros => return Err(format!("block {lblk}: data in a hole")),
                 Some(e) if e.unwritten && !zeros => return Err(format!("block {lblk}: data, and unwritten")),
@@ -262,7 +269,7 @@ impl Data {
                 Some(_) => drop(new.insert(lblk, Block::Written(got))),
             }
         }
-        for e in &seen.map {
+        for e in seen.map.iter().filter(|_| seen.exact) {
             for lblk in e.lblk..e.lblk + e.len {
                 new.entry(lblk).or_insert(Block::Unwritten);
             }
@@ -270,6 +277,16 @@ impl Data {
         self.blocks = new;
         self.size = seen.size;
         Ok(())
+    }
+
+    /// What a block is that reads as `got`, if the map is not known.
+    fn guess(&self, lblk: u64, got: Vec<u8>) -> Block {
+        match self.blocks.get(&lblk) {
+            _ if got.iter().any(|b| *b != 0) => Block::Written(got),
+            Some(Block::Written(old)) if *old == got => Block::Written(got),
+            Some(Block::Unwritten) => Block::Unwritten,
+            _ => Block::Vague,
+        }
     }
 
     fn check_block(&self, lblk: u64, got: &[u8], size: u64, changes: &[Partly]) -> Result<(), String> {
