@@ -4,12 +4,15 @@
 use ext4_dio::xattr::{XattrSet, ext4_getxattr, ext4_listxattr, ext4_removexattr, ext4_setxattr};
 use fuser::INodeNo;
 use kernel_shim::error::Result;
-use kernel_shim::error::code::{EINVAL, ERANGE};
+use kernel_shim::error::code::{EEXIST, EINVAL, ERANGE};
 
 use super::Fs;
 
 /// What the kernel takes at most, of a value or a list of names.
 const MOST: usize = 65536;
+
+/// Two flags that rule each other out.
+const BOTH: i32 = libc::XATTR_CREATE | libc::XATTR_REPLACE;
 
 /// How long a value is, or the value.
 pub enum Answer {
@@ -49,6 +52,11 @@ impl Fs {
             0 => XattrSet::Any,
             libc::XATTR_CREATE => XattrSet::Create,
             libc::XATTR_REPLACE => XattrSet::Replace,
+            BOTH => {
+                // It must be there, and must not: one of the two is wrong.
+                let inode = self.inode(node)?;
+                return Err(ext4_getxattr(&inode, name, &mut []).err().unwrap_or(EEXIST));
+            }
             _ => return Err(EINVAL),
         };
         let inode = self.inode(node)?;
