@@ -175,8 +175,8 @@ pub fn ext4_mount(bdev: Bdev, options: &str) -> Result<Arc<SuperBlock>> {
     let _syscall = syscall("ext4_mount");
     let info = ext4_fill_super(bdev.clone(), options).map_err(Error::from)?;
     let flags = sb_flags(&info.options(), info.is_rdonly());
-    let (blkbits, gran) = (info.s_blocksize_bits, info.s_time_gran());
-    let sb = SuperBlock::new(bdev, blkbits, gran, flags, info)?;
+    let (blkbits, time) = (info.s_blocksize_bits, (info.s_time_gran(), info.s_time_max()));
+    let sb = SuperBlock::new(bdev, blkbits, time, flags, info)?;
     match mount_finish(&sb) {
         Ok(()) => Ok(sb),
         Err(error) => {

@@ -173,6 +173,11 @@ impl Geometry {
         if self.s_inode_size > EXT4_GOOD_OLD_INODE_SIZE { 1 } else { 1_000_000_000 }
     }
 
+    /// The last second that a time stamp can have: two more bits where there is room for them.
+    pub fn s_time_max(&self) -> i64 {
+        i64::from(i32::MAX) + if self.s_inode_size > EXT4_GOOD_OLD_INODE_SIZE { 3 << 32 } else { 0 }
+    }
+
     /// Whether metadata have checksums.
     #[doc(alias = "ext4_has_metadata_csum")]
     #[inline]

@@ -120,6 +120,8 @@ pub struct SuperBlock<F: FileSystem> {
     pub s_blocksize_bits: u8,
     /// Granularity of time stamps in nanoseconds: 1, or 1 000 000 000 where there is no room.
     pub s_time_gran: u32,
+    /// The last second that a time stamp can have; the first is 2^31 seconds before 1970.
+    pub s_time_max: i64,
     s_flags: AtomicU32,
     s_bdev: Bdev,
     s_inodes: InodeTable<F>,
@@ -221,11 +223,13 @@ impl<F: FileSystem> InodeTable<F> {
 }
 
 impl<F: FileSystem> SuperBlock<F> {
-    /// A super block without inodes. [`ENOMEM`](crate::error::code::ENOMEM) if its pools cannot be had.
-    pub fn new(bdev: Bdev, blocksize_bits: u8, time_gran: u32, flags: SbFlags, info: F::SbInfo) -> Result<Arc<Self>> {
+    /// A super block without inodes; `time` is granularity and last second of its time stamps.
+    /// [`ENOMEM`](crate::error::code::ENOMEM) if its pools cannot be had.
+    pub fn new(bdev: Bdev, blocksize_bits: u8, time: (u32, i64), flags: SbFlags, info: F::SbInfo) -> Result<Arc<Self>> {
         let sb = Self {
             s_blocksize_bits: blocksize_bits,
-            s_time_gran: time_gran,
+            s_time_gran: time.0,
+            s_time_max: time.1,
             s_flags: AtomicU32::new(flags.bits()),
             s_bdev: bdev,
             s_inodes: InodeTable::new()?,
@@ -289,9 +293,13 @@ impl<F: FileSystem> SuperBlock<F> {
         self.s_writers.try_enter()
     }
 
-    /// `t` at the granularity this file system stores.
+    /// `t` at the granularity this file system stores, and within what it can store.
     #[doc(alias = "timestamp_truncate")]
     pub fn truncate_time(&self, t: Timespec64) -> Timespec64 {
+        let first = i64::from(i32::MIN);
+        if t.tv_sec <= first || t.tv_sec >= self.s_time_max {
+            return Timespec64 { tv_sec: t.tv_sec.clamp(first, self.s_time_max), tv_nsec: 0 };
+        }
         match self.s_time_gran {
             0 | 1 => t,
             gran => Timespec64 { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec / gran * gran },
