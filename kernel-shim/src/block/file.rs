@@ -99,7 +99,8 @@ pub struct FileDisk {
 }
 
 impl FileDisk {
-    /// Opens the file at `path`. It is locked (`flock`) against a second opening: for itself alone, or, read-only, with
+    /// Opens the file at `path`. A device is opened with `O_EXCL`, so that the host does not mount it.
+    /// It is locked (`flock`) against a second opening: for itself alone, or, read-only, with
     /// other readers. A size that is not a whole number of sectors is rounded down.
     pub fn open(path: impl AsRef<Path>, options: &FileDiskOptions) -> Result<Self, FileDiskError> {
         let path = path.as_ref();
@@ -195,7 +196,12 @@ impl BlockDevice for FileDisk {
 }
 
 fn open_file(path: &Path, options: &FileDiskOptions) -> io::Result<(OwnedFd, bool)> {
-    let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR } | OFlags::CLOEXEC;
+    let mut access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR } | OFlags::CLOEXEC;
+    let is_device = rustix::fs::stat(path).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::BlockDevice);
+    if is_device && !options.read_only {
+        // Nor may the host mount it.
+        access |= OFlags::EXCL;
+    }
     if options.direct {
         match rustix::fs::open(path, access | OFlags::DIRECT, Mode::empty()) {
             Ok(file) => return Ok((file, true)),

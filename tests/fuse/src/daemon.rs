@@ -115,7 +115,9 @@ pub fn serve(request: &Request, mut mounted: impl FnMut() -> Result<(), Error>) 
 }
 
 fn target(request: &Request) -> Result<Target, Error> {
-    let Some(path) = &request.log else { return Ok(Target::Stderr) };
+    let Some(path) = &request.log else {
+        return Ok(if request.foreground { Target::Stderr } else { Target::Held(Vec::new()) });
+    };
     let file = OpenOptions::new().create(true).append(true).open(path);
     Ok(Target::File(file.map_err(|error| Error::new(path.display(), error))?))
 }
@@ -165,7 +167,7 @@ fn open_disk(image: &Path, request: &Request) -> Result<FileDisk, Error> {
         };
         let why = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
         match why.map(io::Error::kind) {
-            Some(io::ErrorKind::WouldBlock) => {}
+            Some(io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy) => {}
             Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
                 if only_read && !options.read_only =>
             {
@@ -187,7 +189,7 @@ fn open_disk(image: &Path, request: &Request) -> Result<FileDisk, Error> {
 /// How long the end of a mount may take.
 const ENDING: Duration = Duration::from_secs(15);
 
-/// Where the kernel has a FUSE mount of `image`, by the name that it was mounted by.
+/// Where the kernel has a mount of `image`, over FUSE or, of a device, its own; by the name that it was mounted by.
 fn mounted_on(image: &Path) -> Option<String> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
     // Source, directory, type and others; spaces and the like are in octal.
@@ -197,9 +199,8 @@ fn mounted_on(image: &Path) -> Option<String> {
     names.extend(image.canonicalize().ok().map(|path| octal(&path)));
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ');
-        let (source, dir, fstype) = (words.next()?, words.next()?, words.next()?);
-        let ours = fstype.starts_with("fuse") && names.iter().any(|name| name == source);
-        ours.then(|| dir.to_string())
+        let (source, dir) = (words.next()?, words.next()?);
+        names.iter().any(|name| name == source).then(|| dir.to_string())
     })
 }
 
