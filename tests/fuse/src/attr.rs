@@ -11,8 +11,12 @@ use kernel_shim::error::Error;
 use kernel_shim::fs::inode::*;
 use kernel_shim::time::Timespec64;
 
-/// How long the kernel may believe what it was told. Nobody but the kernel changes anything, and of what it changes it knows.
-pub const TTL: Duration = Duration::from_secs(3600);
+/// How long the kernel may believe what it was told. Nobody but the kernel changes anything, and of what it changes it knows: but for
+/// set-user-ID, which falls with a write without its taking note.
+pub fn ttl(attr: &FileAttr) -> Duration {
+    let falls = attr.kind == FileType::RegularFile && u32::from(attr.perm) & (S_ISUID | S_ISGID) != 0;
+    if falls { Duration::ZERO } else { Duration::from_secs(3600) }
+}
 
 /// An error as the kernel takes it: what is no errno of user space would not be taken at all, and the caller would wait for ever.
 pub fn errno(error: Error) -> Errno {
@@ -30,19 +34,14 @@ pub fn system_time(time: Timespec64) -> SystemTime {
     second.unwrap_or(UNIX_EPOCH) + Duration::from_nanos(u64::from(time.tv_nsec))
 }
 
-/// Our time for one of FUSE's.
+/// Our time for one that the kernel has sent. fuser turns seconds before 1970 round together with the nanoseconds that come on top of
+/// them; here they are turned back.
 pub fn timespec(time: SystemTime) -> Timespec64 {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Timespec64 { tv_sec: since.as_secs().cast_signed(), tv_nsec: since.subsec_nanos() },
-        Err(before) => {
-            let (sec, nsec) = (before.duration().as_secs().cast_signed(), before.duration().subsec_nanos());
-            if nsec == 0 {
-                Timespec64 { tv_sec: -sec, tv_nsec: 0 }
-            } else {
-                Timespec64 { tv_sec: -sec - 1, tv_nsec: 1_000_000_000 - nsec }
-            }
-        }
-    }
+    let (sign, distance) = match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => (1, since),
+        Err(before) => (-1, before.duration()),
+    };
+    Timespec64 { tv_sec: sign * distance.as_secs().cast_signed(), tv_nsec: distance.subsec_nanos() }
 }
 
 /// The time that was asked for; `None` is now.
@@ -113,10 +112,15 @@ mod tests {
     use kernel_shim::error::code::{EFSCORRUPTED, EIOCBQUEUED, ENOSPC};
 
     #[test]
-    fn times_before_1970_come_back() {
+    fn times_before_1970() {
         for (tv_sec, tv_nsec) in [(0, 0), (-1, 0), (-1, 999_999_999), (-2, 1), (1, 1), (1 << 33, 5), (-(1 << 31), 7)] {
             let time = Timespec64 { tv_sec, tv_nsec };
-            assert_eq!(timespec(system_time(time)), time);
+            let distance = Duration::new(tv_sec.unsigned_abs(), tv_nsec);
+            let of_fuser = if tv_sec < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance };
+            assert_eq!(timespec(of_fuser), time, "from the kernel");
+            let on_top = Duration::from_nanos(u64::from(tv_nsec));
+            let second = UNIX_EPOCH + Duration::from_secs(1 << 32) - Duration::from_secs(((1 << 32) - tv_sec) as u64);
+            assert_eq!(system_time(time), second + on_top, "to the kernel");
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use fuser::*;
 use kernel_shim::error::{Result, code::EOPNOTSUPP};
 
-use crate::attr::{TTL, errno};
+use crate::attr::{errno, ttl};
 use crate::fs::attrs::Changes;
 use crate::fs::xattrs::Answer;
 use crate::fs::{Entry, Fs, cred};
@@ -55,14 +55,14 @@ fn empty(done: Result<(), Errno>, reply: ReplyEmpty) {
 /// Sends a reply of an inode.
 fn entry(done: Result<Entry, Errno>, reply: ReplyEntry) {
     match done {
-        Ok(entry) => reply.entry(&TTL, &entry.attr, entry.generation),
+        Ok(entry) => reply.entry(&ttl(&entry.attr), &entry.attr, entry.generation),
         Err(error) => reply.error(error),
     }
 }
 
 fn attr(done: Result<FileAttr, Errno>, reply: ReplyAttr) {
     match done {
-        Ok(attr) => reply.attr(&TTL, &attr),
+        Ok(attr) => reply.attr(&ttl(&attr), &attr),
         Err(error) => reply.error(error),
     }
 }
@@ -295,7 +295,7 @@ impl Filesystem for Server {
         let done = self.with(|fs| {
             fs.readdirplus(ino, offset, |name, e| {
                 let os_name = OsStr::from_bytes(name.name);
-                let full = reply.add(name.ino, name.next, os_name, &TTL, &e.attr, e.generation);
+                let full = reply.add(name.ino, name.next, os_name, &ttl(&e.attr), &e.attr, e.generation);
                 any |= !full;
                 full
             })
@@ -365,7 +365,7 @@ impl Filesystem for Server {
             Ok((entry, fs.handles.add(file), fs.fopen_flags(flags)))
         });
         match made {
-            Ok((entry, fh, how)) => reply.created(&TTL, &entry.attr, entry.generation, fh, how),
+            Ok((entry, fh, how)) => reply.created(&ttl(&entry.attr), &entry.attr, entry.generation, fh, how),
             Err(error) => reply.error(error),
         }
     }
