@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::options::Options;
-use crate::{background, daemon};
+use crate::{background, daemon, log};
 
 /// What a mount without `subtype=` is of: its type is `fuse.` and this.
 const SUBTYPE: &str = "ext4-dio-fuse";
@@ -127,7 +127,13 @@ pub fn main() -> ExitCode {
     }
     let done = match request.foreground {
         true => daemon::serve(&request, || Ok(())),
-        false => background::run(|mounted| daemon::serve(&request, mounted)),
+        false => background::run(|mounted| {
+            let done = daemon::serve(&request, mounted);
+            if done.is_err() {
+                log::tell();
+            }
+            done
+        }),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

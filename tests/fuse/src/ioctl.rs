@@ -103,9 +103,9 @@ impl Fs {
         }
     }
 
-    /// Flags change the owner and root; immutable and append-only root alone.
+    /// Flags change the owner and root; immutable, append-only and data through the journal root alone.
     fn may_setflags(&self, uid: u32, inode: &ext4_dio::IRef, new: u32) -> Result {
-        let privileged = InodeFlags::IMMUTABLE | InodeFlags::APPEND;
+        let privileged = InodeFlags::IMMUTABLE | InodeFlags::APPEND | InodeFlags::JOURNAL_DATA;
         let changed = ext4_ioctl_getflags(inode) ^ InodeFlags::from_bits_retain(new);
         let may = uid == 0 || uid == inode.i_uid() && !changed.intersects(privileged);
         if may { Ok(()) } else { Err(EPERM) }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Where the log goes: to a file, to standard error, or, in the background, to the system's log.
+//! Where the log goes: to a file, to standard error, or, in the background, to the system's log once it is mounted.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,6 +13,9 @@ use kernel_shim::printk::{KERN_ERR, KERN_INFO, set_sink};
 pub enum Target {
     /// Standard error.
     Stderr,
+    /// Nowhere until it is known whether the mount succeeds: then to the system's log, else to standard error. Who mounts in a script
+    /// expects no words from what goes well.
+    Held(Vec<(u8, String)>),
     /// `/dev/log`, if somebody listens there.
     Syslog,
     /// A file.
@@ -26,7 +29,10 @@ pub fn set(target: Target) {
     let mut target = Some(target);
     let lock = TARGET.get_or_init(|| Mutex::new(target.take().unwrap_or(Target::Stderr)));
     if let Some(target) = target {
-        *lock.lock().unwrap_or_else(PoisonError::into_inner) = target;
+        let before = std::mem::replace(&mut *lock.lock().unwrap_or_else(PoisonError::into_inner), target);
+        if let Target::Held(lines) = before {
+            lines.iter().for_each(|(level, text)| line(*level, text));
+        }
     }
     set_sink(Some(Box::new(line)));
     // A second call finds it there.
@@ -34,6 +40,16 @@ pub fn set(target: Target) {
     ::log::set_max_level(::log::LevelFilter::Warn);
     // In the background nobody sees standard error.
     std::panic::set_hook(Box::new(|panic| error(&panic.to_string())));
+}
+
+/// If lines are held, it is known now that there is no mount.
+pub fn tell() {
+    let held = TARGET
+        .get()
+        .is_some_and(|target| matches!(*target.lock().unwrap_or_else(PoisonError::into_inner), Target::Held(_)));
+    if held {
+        set(Target::Stderr);
+    }
 }
 
 /// Logs an error.
@@ -51,6 +67,10 @@ fn line(level: u8, text: &str) {
     // What cannot be logged is lost.
     let _ = match &mut *target.lock().unwrap_or_else(PoisonError::into_inner) {
         Target::Stderr => writeln!(std::io::stderr(), "ext4-dio-fuse: {text}"),
+        Target::Held(lines) => {
+            lines.push((level, text.to_string()));
+            Ok(())
+        }
         Target::File(file) => writeln!(file, "<{level}>{text}"),
         Target::Syslog => syslog(level, text),
     };
