@@ -414,7 +414,6 @@ fn ext4_dio_fua_slow(iocb: &mut Kiocb<'_>, inode: &Inode) -> DioFlags {
     // O_SYNC also wants the times.
     if !can
         || iocb.ki_flags.contains(IocbFlags::SYNC)
-        || inode.is_sync()
         || reverted(Fix::G13)
         || crate::fsync::ext4_inode_datasync_dirty(inode)
     {

@@ -9,6 +9,8 @@ use ext4_dio::writeback::ext4_writeback;
 use ext4_dio::{Kiocb, ext4_mount, ext4_open, ext4_sync_fs, ext4_umount};
 use ext4_dio_tests::dio::*;
 use ext4_dio_tests::images::{FAKE_TIME, Image, Mkfs, Source, stamped, stamped_blocks};
+use kernel_shim::block::QueueLimits;
+use kernel_shim::block::ramdisk::RamDiskOptions;
 use kernel_shim::error::code::*;
 use kernel_shim::fs::{IoVec, IovIter, OpenFlags};
 use kernel_shim::sched::current;
@@ -40,18 +42,27 @@ fn a_write_moves_the_times_and_a_mount_later_they_are_there() {
     m.finish();
 }
 
-/// What a power failure leaves: fdatasync does not write the times, fsync and O_SYNC do.
+/// What a power failure leaves: fdatasync, O_DSYNC and a file marked as synchronous do not write the times, fsync and O_SYNC do; also
+/// where the device could write the data through.
 #[test]
 fn which_sync_writes_the_times() {
     let page = Pages::new(4096, 2);
-    for (flags, sync, times) in [
-        (OpenFlags::empty(), None, false),
-        (OpenFlags::O_DSYNC, None, false),
-        (OpenFlags::O_SYNC, None, true),
-        (OpenFlags::empty(), Some(true), false),
-        (OpenFlags::empty(), Some(false), true),
+    let plain = image(&Mkfs::default());
+    // EXT4_SYNC_FL, and EXT4_EXTENTS_FL as before.
+    let marked = debugged(&["set_inode_field data flags 0x80008".to_string()]);
+    for (image, flags, sync, times, fua) in [
+        (&plain, OpenFlags::empty(), None, false, false),
+        (&plain, OpenFlags::O_DSYNC, None, false, false),
+        (&plain, OpenFlags::O_DSYNC, None, false, true),
+        (&plain, OpenFlags::O_SYNC, None, true, false),
+        (&plain, OpenFlags::O_SYNC, None, true, true),
+        (&marked, OpenFlags::empty(), None, false, false),
+        (&marked, OpenFlags::empty(), None, false, true),
+        (&plain, OpenFlags::empty(), Some(true), false, false),
+        (&plain, OpenFlags::empty(), Some(false), true, false),
     ] {
-        let m = Mount::new(IN_FLIGHT);
+        let limits = QueueLimits { fua, ..auto().limits };
+        let m = Mount::with(image, IN_FLIGHT, RamDiskOptions { limits, ..auto() });
         let file = m.open_with("/data", flags);
         assert_eq!(write(&file, 0, page.bytes()), Ok(4096));
         if let Some(datasync) = sync {
@@ -61,8 +72,8 @@ fn which_sync_writes_the_times() {
         let durable = m.disk.durable_image();
         let crashed = Mount::with(&durable, "ro", auto());
         let kept = ext4_open(&crashed.sb, "/data", OpenFlags::O_DIRECT).expect("opening");
-        assert_eq!(kept.f_inode().i_times().i_mtime == written.i_mtime, times, "{flags:?} {sync:?}");
-        let synced = flags.intersects(OpenFlags::O_SYNC) || sync.is_some();
+        assert_eq!(kept.f_inode().i_times().i_mtime == written.i_mtime, times, "{flags:?} {sync:?} {fua}");
+        let synced = flags.intersects(OpenFlags::O_SYNC) || sync.is_some() || file.f_inode().is_sync();
         if synced {
             assert_eq!(read(&kept, 0, 4096).as_deref(), Ok(page.bytes()), "{flags:?} {sync:?}");
         }

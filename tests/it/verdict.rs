@@ -9,9 +9,10 @@ use ext4_dio::inode::{ext4_map_blocks, ext4_should_dioread_nolock};
 use ext4_dio::path::{Cred, path_lookupat, path_open, path_truncate};
 use ext4_dio::{File, Kiocb};
 use ext4_dio_tests::dio::*;
-use ext4_dio_tests::images::{Image, Mkfs, stamped};
+use ext4_dio_tests::images::{Image, Mkfs, stamped, stamped_blocks};
 use kernel_shim::alloc::Arc as KArc;
-use kernel_shim::block::ramdisk::OpMask;
+use kernel_shim::block::QueueLimits;
+use kernel_shim::block::ramdisk::{OpMask, RamDiskOptions};
 use kernel_shim::error::{Result, code::*};
 use kernel_shim::fs::{IoVec, IovIter, OpenFlags, RwfFlags};
 use kernel_shim::testing::on_trace;
@@ -237,14 +238,144 @@ fn a_piece_of_a_sector_stays_direct() {
     let m = Mount::with(&image(&Mkfs::default()), IN_FLIGHT, sectors_4k());
     let file = m.open("/data");
     let end = file.f_inode().i_size();
-    let cached = std::rc::Rc::new(std::cell::Cell::new(0));
-    let seen = cached.clone();
-    let tracing = on_trace(move |name| seen.set(seen.get() + u32::from(name == "ext4_update_disksize")));
-    assert_eq!(write(&file, end, Pages::new(512, 9).bytes()), Ok(512));
-    assert_eq!(cached.get(), 0, "it went through the cache");
-    drop(tracing);
+    assert_eq!(through_the_cache(|| write(&file, end, Pages::new(512, 9).bytes())), (Ok(512), 0));
     assert_eq!(read(&file, end, 4096).as_deref(), Ok(&[9; 512][..]));
     m.assert_idle(&file);
     drop(file);
+    m.finish();
+}
+
+/// Where block `lblk` of a file is on the disk, in bytes.
+fn place(m: &Mount, path: &str, lblk: u32) -> usize {
+    let mut map = MapBlocks::new(Lblk(lblk), 1);
+    let file = m.open(path);
+    ext4_map_blocks(file.f_inode(), &mut map).expect("a block of the file");
+    (map.m_pblk.0 << m.sb.s_blocksize_bits) as usize
+}
+
+/// What another kernel left behind the end of a file, in the block it ends in, must not come to light when the file grows. What is
+/// before the end stays, and so does all else.
+#[test]
+fn what_is_behind_the_end_is_zeroed() {
+    for (block_size, cached) in [(1024u32, true), (4096, false), (4096, true)] {
+        let spec = Mkfs { block_size, ..Mkfs::default() };
+        let (bs, size) = (i64::from(block_size), i64::from(block_size) * 2 + 512);
+        let m = Mount::with(&image(&spec), IN_FLIGHT, auto());
+        path_truncate(&m.sb, b"/data", size).expect("truncate");
+        let at = place(&m, "/data", 2);
+        let mut bytes = m.finish();
+        bytes[at + 512..at + 2 * block_size as usize].fill(0xdb);
+
+        let m = Mount::with(&bytes, IN_FLIGHT, auto());
+        let file = m.open("/data");
+        if cached {
+            let reader = m.open_cached("/data");
+            assert_eq!(read(&reader, 0, 3 * block_size as usize).expect("reading").len() as i64, size);
+        }
+        let pages = Pages::new(block_size as usize, 3);
+        assert_eq!(write(&file, 4 * bs, pages.bytes()), Ok(block_size as usize));
+        let read = read(&file, 0, 5 * block_size as usize).expect("reading");
+        let (data, rest) = read.split_at(size as usize);
+        let (zeros, written) = rest.split_at((4 * bs - size) as usize);
+        assert!(data == &stamped_blocks(3, block_size)[..size as usize], "before the end");
+        assert!(zeros.iter().all(|byte| *byte == 0), "behind the end");
+        assert!(written == pages.bytes());
+        m.assert_idle(&file);
+        drop(file);
+        let now = m.finish();
+        assert!(now[at + 512..at + block_size as usize].iter().all(|byte| *byte == 0), "on the disk");
+    }
+}
+
+/// The block that a file ends in may hold no data: then nothing is written there, least of all to the first block of the disk.
+#[test]
+fn behind_an_end_without_data() {
+    for (path, lblk) in [("/holes", 1), ("/unwritten", 1)] {
+        let m = Mount::new(IN_FLIGHT);
+        path_truncate(&m.sb, path.as_bytes(), 4096 + 512).expect("truncate");
+        let at = place(&m, path, lblk);
+        let mut bytes = m.finish();
+        if at != 0 {
+            bytes[at..at + 4096].fill(0xdb);
+        }
+        let m = Mount::with(&bytes, IN_FLIGHT, auto());
+        let file = m.open(path);
+        assert_eq!(write(&file, 16384, Pages::new(4096, 3).bytes()), Ok(4096));
+        assert!(read(&file, 4096, 12288).expect("reading").iter().all(|byte| *byte == 0), "{path}");
+        drop(file);
+        let now = m.finish();
+        assert!(at == 0 || now[at..at + 4096] == bytes[at..at + 4096], "{path}: written to");
+    }
+}
+
+/// A write that is not whole blocks, on a disk with room for some of it: as many of its sectors as there is room for.
+#[test]
+fn unaligned_and_too_long() {
+    let m = Mount::new(IN_FLIGHT);
+    m.fill_disk();
+    let file = m.open("/data");
+    let end = file.f_inode().i_size();
+    // Four blocks are free.
+    path_truncate(&m.sb, b"/data", end - 16384).expect("truncate");
+    let pos = end - 16384 + 512;
+    let len = 1 << 20;
+    let done = write(&file, pos, Pages::new(len, 5).bytes()).expect("some of it");
+    assert!(done >= 16384 - 512 && done < len && (pos + done as i64) % 4096 == 0, "{done} bytes");
+    assert_eq!(file.f_inode().i_size(), pos + done as i64);
+    assert!(read(&file, pos, done).expect("reading").iter().all(|byte| *byte == 5));
+    m.assert_idle(&file);
+    drop(file);
+    m.finish();
+}
+
+/// How often `op` comes to where the size on the disk follows data that went through the cache.
+fn through_the_cache<R>(op: impl FnOnce() -> R) -> (R, u32) {
+    let count = std::rc::Rc::new(std::cell::Cell::new(0));
+    let seen = count.clone();
+    let _tracing = on_trace(move |name| seen.set(seen.get() + u32::from(name == "ext4_update_disksize")));
+    (op(), count.get())
+}
+
+/// With numbers for blocks, too, what is written behind the end goes to the device directly, and is waited for.
+#[test]
+fn an_indirect_file_grows_directly() {
+    let m = Mount::with(&image(&Mkfs { features: "^extent,^64bit", ..Mkfs::default() }), IN_FLIGHT, auto());
+    let file = m.open("/data");
+    let told = Listener::new();
+    let end = file.f_inode().i_size();
+    let first = through_the_cache(|| write(&file, end, Pages::new(8192, 4).bytes()));
+    assert_eq!(first, (Ok(8192), 0));
+    // From a block that is there on.
+    let second = through_the_cache(|| write_async(&file, end + 4096, leaked(8192, 5), &told, 0));
+    assert_eq!(second, (Ok(8192), 0));
+    let read = read(&file, end, 1 << 20).expect("reading");
+    assert!(read.len() == 12288 && read[..4096] == [4; 4096] && read[4096..] == [5; 8192]);
+    // All of it, and beyond.
+    let all = Pages::new(end as usize + 16384, 7);
+    assert_eq!(through_the_cache(|| write(&file, 0, all.bytes())), (Ok(end as usize + 16384), 0));
+    // With a hole before the end it does not.
+    path_truncate(&m.sb, b"/data", end + 5 * 4096).expect("truncate");
+    assert_eq!(through_the_cache(|| write(&file, end + 4 * 4096, Pages::new(8192, 6).bytes())), (Ok(8192), 1));
+    m.assert_idle(&file);
+    drop((file, told));
+    m.finish();
+}
+
+/// A device that can write through: what was written before and is not yet committed is, with the first write that must be durable.
+#[test]
+fn written_through_but_not_yet_mapped() {
+    let limits = QueueLimits { fua: true, ..RamDiskOptions::default().limits };
+    let m = Mount::with(&image(&Mkfs::default()), IN_FLIGHT, RamDiskOptions { limits, ..auto() });
+    let file = m.open("/data");
+    let end = file.f_inode().i_size();
+    assert_eq!(write(&file, end, Pages::new(4096, 4).bytes()), Ok(4096));
+    let durable = m.open_with("/data", OpenFlags::O_DSYNC);
+    assert_eq!(write(&durable, end, Pages::new(4096, 5).bytes()), Ok(4096));
+    let crashed = m.after_crash();
+    let kept = crashed.open("/data");
+    assert_eq!(kept.f_inode().i_size(), end + 4096);
+    assert_eq!(read(&kept, end, 4096), Ok(vec![5; 4096]));
+    drop((file, durable, kept));
+    crashed.finish();
     m.finish();
 }
