@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ext4_dio_tests::clean::changed;
 use ext4_dio_tests::crash_disk::CrashDisk;
 use ext4_dio_tests::images::e2fsprogs;
 use ext4_dio_tests::linux::{self, Linux};
@@ -89,7 +90,11 @@ pub(crate) struct Extra {
 fn e2fsck(path: &Path, how: &str, counts: &Counts) -> Result<(i32, String), String> {
     count(&counts.fsck);
     let mut command = e2fsprogs("e2fsck");
-    command.env_remove("E2FSPROGS_FAKE_TIME").arg(how).arg(path);
+    // Linux's clock does not stand still: what it has mounted comes from the future if that of `e2fsck` does.
+    if how == "-fn" {
+        command.env_remove("E2FSPROGS_FAKE_TIME");
+    }
+    command.arg(how).arg(path);
     let output = command.output().map_err(|e| format!("e2fsck: {e}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     output.status.code().map(|code| (code, text)).ok_or_else(|| format!("e2fsck: {}", output.status))
@@ -100,6 +105,23 @@ fn clean(path: &Path, whose: &str, counts: &Counts) -> Result<(), String> {
         (0, _) => Ok(()),
         (code, text) => Err(format!("{whose}, then e2fsck -fn: {code}\n{text}")),
     }
+}
+
+/// [`clean`] of `bytes`, unless it has said so of the same. `there`: they are in the file already.
+fn clean_once(
+    run: &Run,
+    bytes: &[u8],
+    there: bool,
+    whose: &str,
+    scratch: &Scratch,
+    counts: &Counts,
+) -> Result<(), String> {
+    run.clean.once(&run.base, &changed(&run.base, bytes), || {
+        if !there {
+            scratch.put(bytes);
+        }
+        clean(&scratch.path, whose, counts)
+    })
 }
 
 /// Problems of which the journal knows nothing, in Linux either: sums in the super block, which every mount counts anew, and the flag
@@ -173,9 +195,10 @@ fn by_e2fsck(
     if run.unit.config.journal() && !repairs(&text).is_empty() {
         return Err(format!("e2fsck -fy had to repair: {text}"));
     }
-    clean(&scratch.path, "e2fsck -fy", counts)?;
+    let left = scratch.bytes();
+    clean_once(run, &left, true, "e2fsck -fy", scratch, counts)?;
     if extra.theirs {
-        let mut ours = mount(scratch.bytes(), run)?.0;
+        let mut ours = mount(left, run)?.0;
         run.world.check(&mut ours, at).map_err(|e| format!("after e2fsck: {e}"))?;
         ours.leave().map_err(|e| format!("unmounting after e2fsck: errno {e}"))?;
     }
@@ -216,8 +239,7 @@ fn by_us(
         use_it(&mut ours)?;
     }
     ours.leave().map_err(|e| format!("unmounting: errno {e}"))?;
-    scratch.put(&disk.take_image());
-    clean(&scratch.path, "mounted and unmounted", counts)?;
+    clean_once(run, &disk.take_image(), false, "mounted and unmounted", scratch, counts)?;
     Ok(recording)
 }
 

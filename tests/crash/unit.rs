@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ext4_dio_tests::clean::{Clean, Log};
 use ext4_dio_tests::crash_disk::{CrashDisk, Trace};
 use ext4_dio_tests::crash_world::{Step, World};
 use ext4_dio_tests::differential::POISON;
 use ext4_dio_tests::dio::{LetGo, MODES};
-use ext4_dio_tests::images::{Image, Mkfs};
+use ext4_dio_tests::images::{FAKE_TIME, Image, Mkfs};
 use ext4_dio_tests::ours::Ours;
 use kernel_shim::alloc::{Arc as KArc, GFP_KERNEL};
 use kernel_shim::block::Bdev;
 use kernel_shim::block::ramdisk::{Mode, RamDisk, RamDiskOptions, Recording};
+use kernel_shim::sched::host::stop_clock;
 
 use crate::workload::{SCRIPTS, random, setup};
 
@@ -65,7 +67,12 @@ pub(crate) fn configs() -> Vec<Config> {
 
 /// A new file system, poisoned where nothing is; made once.
 pub(crate) fn image(mkfs: &Mkfs) -> Vec<u8> {
-    static MADE: Mutex<Option<HashMap<String, Vec<u8>>>> = Mutex::new(None);
+    made(mkfs).0
+}
+
+/// The same, and where its journal is.
+fn made(mkfs: &Mkfs) -> (Vec<u8>, Log) {
+    static MADE: Mutex<Option<HashMap<String, (Vec<u8>, Log)>>> = Mutex::new(None);
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     let key = format!("{mkfs:?}");
     let make = || {
@@ -73,8 +80,10 @@ pub(crate) fn image(mkfs: &Mkfs) -> Vec<u8> {
         // Where mke2fs looks for what others have left, and wipes it: nothing is there in a file system of one group.
         let end = bytes.len() - (64 << 10);
         bytes[end..].fill(POISON);
-        Image::from_bytes(&bytes).assert_clean();
-        bytes
+        let image = Image::from_bytes(&bytes);
+        image.assert_clean();
+        let log = Log::of(&image, mkfs.block_size as usize);
+        (bytes, log)
     };
     made.get_or_insert_default().entry(key).or_insert_with(make).clone()
 }
@@ -139,6 +148,8 @@ pub(crate) struct Run {
     pub(crate) trace: Trace,
     /// What was promised.
     pub(crate) world: World,
+    /// What `e2fsck -fn` has seen of what came of it.
+    pub(crate) clean: Clean,
 }
 
 /// Either disk.
@@ -197,6 +208,8 @@ impl Disk {
 
 /// Runs a unit, to the end of unmounting. A disk that `lies` ignores flushes.
 pub(crate) fn run(unit: Unit, lies: bool) -> Result<Arc<Run>, String> {
+    // What is recovered twice is the same twice, times included.
+    stop_clock(FAKE_TIME * 1_000_000_000);
     let disk = Disk::new(&unit);
     let block = unit.config.mkfs.block_size;
     let mut ours = Ours::over(disk.bdev(), &unit.options).map_err(|e| format!("mounting: errno {e}"))?;
@@ -225,5 +238,6 @@ pub(crate) fn run(unit: Unit, lies: bool) -> Result<Arc<Run>, String> {
     });
     drop(journal);
     world.unmount(&mut ours, &recorded).map_err(|e| format!("unmounting: errno {e}"))?;
-    Ok(Arc::new(Run { unit, base, trace: Trace::new(disk.take(), lies), world }))
+    let clean = Clean::new(made(&unit.config.mkfs).1);
+    Ok(Arc::new(Run { unit, base, trace: Trace::new(disk.take(), lies), world, clean }))
 }

@@ -2,12 +2,14 @@
 //! A disk that keeps only what differs from an image, so that a thousand runs begin with the same one; and a thread that requests go
 //! through, so that they end after the submitter has gone on.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use ext4_dio_tests::clean::{Clean, Log};
 use ext4_dio_tests::differential::check_clean;
 use ext4_dio_tests::images::Image;
 use kernel_shim::block::fault::Tear;
@@ -35,13 +37,16 @@ pub(crate) fn hash(pages: &Pages) -> u64 {
 pub(crate) struct Scratch {
     base: Arc<Vec<u8>>,
     image: Image,
+    clean: Clean,
+    /// How often `e2fsck` looked.
+    pub(crate) fscks: Cell<usize>,
 }
 
 impl Scratch {
-    /// With what `base` has.
-    pub(crate) fn new(base: Arc<Vec<u8>>) -> Self {
+    /// With what `base` has, and a journal at `log`.
+    pub(crate) fn new(base: Arc<Vec<u8>>, log: Log) -> Self {
         let image = Image::from_bytes(&base);
-        Self { base, image }
+        Self { base, image, clean: Clean::new(log), fscks: Cell::new(0) }
     }
 
     fn put(&self, page: usize, bytes: &[u8]) {
@@ -72,15 +77,22 @@ impl Scratch {
         (ret, left)
     }
 
-    /// `Err` unless `e2fsck -fn` finds nothing wrong.
+    /// `Err` unless `e2fsck -fn` finds nothing wrong, or has found nothing wrong before with the same.
     pub(crate) fn check_clean(&self, pages: &Pages) -> Result<(), String> {
-        self.with(pages, false, |image| check_clean(&image.path())).0
+        let changed = pages.iter().map(|(page, bytes)| (*page, &bytes[..])).collect();
+        self.clean.once(&self.base, &changed, || {
+            self.fscks.update(|n| n + 1);
+            self.with(pages, false, |image| check_clean(&image.path())).0
+        })
     }
 
     /// What `e2fsck -fy` makes of it, of which `e2fsck -fn` finds nothing wrong.
     pub(crate) fn repaired(&self, pages: &Pages) -> Result<Pages, String> {
-        let (done, left) = self.with(pages, true, |image| image.repair().and_then(|_| check_clean(&image.path())));
-        done.map(|()| left)
+        self.fscks.update(|n| n + 1);
+        let (done, left) = self.with(pages, true, Image::repair);
+        done?;
+        self.check_clean(&left)?;
+        Ok(left)
     }
 }
 

@@ -153,9 +153,7 @@ pub(crate) struct Bench<'a> {
     /// Images that were checked, by kind of check and hash.
     checked: BTreeSet<(bool, Vec<usize>, u64)>,
     /// Where `e2fsck` looks.
-    scratch: Scratch,
-    /// How often `e2fsck` looked.
-    pub(crate) fscks: usize,
+    pub(crate) scratch: Scratch,
 }
 
 macro_rules! ensure {
@@ -179,8 +177,8 @@ struct Run<'a> {
 
 impl<'a> Bench<'a> {
     pub(crate) fn new(task: &'a Task) -> Self {
-        let scratch = Scratch::new(task.prepared.base.clone());
-        Self { task, references: References::default(), checked: BTreeSet::new(), scratch, fscks: 0 }
+        let scratch = Scratch::new(task.prepared.base.clone(), task.prepared.log.clone());
+        Self { task, references: References::default(), checked: BTreeSet::new(), scratch }
     }
 
     /// One run; a panic is what is wrong with it.
@@ -263,7 +261,6 @@ impl<'a> Bench<'a> {
             return Ok(());
         }
         if !run.kind.memory() && (run.tore_what_starts() || !run.task.world.journal()) {
-            self.fscks += 2;
             pages = self.scratch.repaired(&pages)?;
         }
         let (tree, left) = self.recover(pages)?;
@@ -287,12 +284,10 @@ impl<'a> Bench<'a> {
 
     /// What the next mount has left is clean; or says no more than that there was an error.
     fn check_left(&mut self, run: &Run<'_>, left: &Pages) -> Result<(), String> {
-        self.fscks += 1;
         let clean = self.scratch.check_clean(left);
         if clean.is_ok() || run.kind.memory() {
             return clean;
         }
-        self.fscks += 2;
         self.scratch.repaired(left).map(|_| ())
     }
 
@@ -333,7 +328,6 @@ impl<'a> Bench<'a> {
         // The next mount finishes with what could not be deleted or cut off now.
         let orphans = has_orphans(pages, &run.task.prepared.base);
         if kind.memory() && end.ended.is_ok() && !orphans {
-            self.fscks += 1;
             self.scratch.check_clean(pages)?;
         }
         // Nothing but e2fsck puts together again what was cut off without a journal, nor what a mount begins with.
@@ -344,7 +338,6 @@ impl<'a> Bench<'a> {
             end.check(&tree, account, runs, stale)?;
         }
         if !kind.memory() {
-            self.fscks += 2;
             let repaired = self.scratch.repaired(pages)?;
             let (tree, _) = self.recover(repaired)?;
             if ours {

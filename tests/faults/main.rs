@@ -65,7 +65,7 @@ fn every_fault(group: &str, workloads: Vec<Workload>) {
         for kind in KINDS.into_iter().filter(|kind| is(2, &format!("{kind:?}"))) {
             tally.every_n(&mut bench, kind, wanted.get(3).and_then(|n| n.parse().ok()));
         }
-        tally.fscks += bench.fscks;
+        tally.fscks += bench.scratch.fscks.get();
         tally.times.push((task.name(), tally.total() - before, began.elapsed()));
     }
     tell(group, found.len(), &tally, start);

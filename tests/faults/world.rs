@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ext4_dio_tests::clean::Log;
 use ext4_dio_tests::differential::POISON;
 use ext4_dio_tests::images::{Image, Mkfs};
 
@@ -111,6 +112,8 @@ pub(crate) struct Prepared {
     pub(crate) base: Arc<Vec<u8>>,
     /// Where the journal is, in sectors.
     pub(crate) journal: Vec<Range<u64>>,
+    /// The same, for who looks at it.
+    pub(crate) log: Log,
 }
 
 /// Sectors of the journal, which `debugfs` lists the blocks of.
@@ -131,6 +134,7 @@ pub(crate) fn prepare(world: &World, setup: &str, dirty: bool) -> Prepared {
     }
     let image = Image::make_over(&world.mkfs(), POISON);
     let journal = if world.journal() { journal_of(&image, world.block) } else { Vec::new() };
+    let log = if world.journal() { Log::of(&image, world.block as usize) } else { Log::default() };
     let mut machine = Machine::new(Cow::new(Arc::new(image.bytes())), world.late, world.options);
     let mut steps = vec![Step::Mount];
     for dir in ["a", "b"] {
@@ -146,7 +150,7 @@ pub(crate) fn prepare(world: &World, setup: &str, dirty: bool) -> Prepared {
     if !dirty {
         Image::from_bytes(&base).assert_clean();
     }
-    let prepared = Prepared { base: Arc::new(base), journal };
+    let prepared = Prepared { base: Arc::new(base), journal, log };
     MADE.lock().unwrap_or_else(PoisonError::into_inner).push((key, prepared.clone()));
     prepared
 }

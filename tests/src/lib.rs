@@ -2,6 +2,7 @@
 //! Fixtures of the hosted tests.
 
 pub mod alone;
+pub mod clean;
 pub mod crash;
 pub mod crash_disk;
 pub mod crash_step;
