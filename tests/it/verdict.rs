@@ -111,7 +111,9 @@ fn twice_unaligned_is_not_aligned() {
     let m = Mount::new(IN_FLIGHT);
     let file = m.open("/data");
     let pages = Pages::new(4096, 5);
+    let times = file.f_inode().i_times();
     assert_eq!(write(&file, 256, &pages.bytes()[256..512]), Err(EINVAL));
+    assert_eq!(file.f_inode().i_times(), times, "refused before anything has changed");
     // Aligned for every disk but this.
     let fine = Mount::with(&image(&Mkfs::default()), IN_FLIGHT, sectors_4k());
     let on_fine = fine.open("/data");
@@ -324,6 +326,29 @@ fn unaligned_and_too_long() {
     assert_eq!(file.f_inode().i_size(), pos + done as i64);
     assert!(read(&file, pos, done).expect("reading").iter().all(|byte| *byte == 5));
     m.assert_idle(&file);
+    drop(file);
+    m.finish();
+}
+
+/// A write for which there is not room enough ends where the room does, and has not failed: nothing that `fallocate` has put behind it
+/// is taken back.
+#[test]
+fn a_short_write_trims_nothing() {
+    let m = Mount::new(IN_FLIGHT);
+    let file = m.open("/data");
+    let end = file.f_inode().i_size();
+    let ahead = end + (1 << 20);
+    ext4_fallocate(file.f_inode(), FallocFlags::KEEP_SIZE, ahead, 8192).expect("fallocate");
+    m.fill_disk();
+    path_truncate(&m.sb, b"/unwritten", 60 * 4096).expect("four blocks are free");
+    let len = 1 << 19;
+    let done = write(&file, end, Pages::new(len, 5).bytes()).expect("some of it");
+    assert!(done >= 4096 && done < len && done % 4096 == 0, "{done} bytes");
+    m.assert_idle(&file);
+    assert_eq!(file.f_inode().i_size(), end + done as i64);
+    let mut map = MapBlocks::new(Lblk(u32::try_from(ahead >> 12).expect("a block")), 2);
+    assert_eq!(ext4_map_blocks(file.f_inode(), &mut map), Ok(2), "trimmed");
+    assert!(map.m_flags.contains(MapFlags::UNWRITTEN));
     drop(file);
     m.finish();
 }
