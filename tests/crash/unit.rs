@@ -70,9 +70,11 @@ pub(crate) fn image(mkfs: &Mkfs) -> Vec<u8> {
     made(mkfs).0
 }
 
-/// The same, and where its journal is.
-fn made(mkfs: &Mkfs) -> (Vec<u8>, Log) {
-    static MADE: Mutex<Option<HashMap<String, (Vec<u8>, Log)>>> = Mutex::new(None);
+/// A file system, and where its journal is.
+type Made = (Vec<u8>, Log);
+
+fn made(mkfs: &Mkfs) -> Made {
+    static MADE: Mutex<Option<HashMap<String, Made>>> = Mutex::new(None);
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
     let key = format!("{mkfs:?}");
     let make = || {

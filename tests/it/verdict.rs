@@ -343,7 +343,7 @@ fn a_short_write_trims_nothing() {
     path_truncate(&m.sb, b"/unwritten", 60 * 4096).expect("four blocks are free");
     let len = 1 << 19;
     let done = write(&file, end, Pages::new(len, 5).bytes()).expect("some of it");
-    assert!(done >= 4096 && done < len && done % 4096 == 0, "{done} bytes");
+    assert!(done >= 4096 && done < len && done.is_multiple_of(4096), "{done} bytes");
     m.assert_idle(&file);
     assert_eq!(file.f_inode().i_size(), end + done as i64);
     let mut map = MapBlocks::new(Lblk(u32::try_from(ahead >> 12).expect("a block")), 2);
