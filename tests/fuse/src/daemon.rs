@@ -105,7 +105,7 @@ pub fn serve(request: &Request, mut mounted: impl FnMut() -> Result<(), Error>) 
             Event::Over => break,
             Event::Stop(signal) => {
                 log::info(&format!("{signal}: unmounting {}", mountpoint.display()));
-                if !unmount(&mountpoint, device) {
+                if !unmount(&fs, &mountpoint, device) {
                     break;
                 }
             }
@@ -270,13 +270,12 @@ fn stopping_signals() -> SigSet {
 }
 
 /// Unmounts, after which the session ends by itself. Where files are open still the mount is taken away, and false returned.
-fn unmount(mountpoint: &Path, device: u64) -> bool {
+fn unmount(fs: &Fs, mountpoint: &Path, device: u64) -> bool {
     if !std::fs::metadata(mountpoint).is_ok_and(|stat| stat.dev() == device) {
         // Somebody was faster, and something else is there. Files may be open still: it goes away all the same.
         return false;
     }
-    // Pages that programs have mapped and changed are the kernel's until it writes them.
-    if let Err(error) = File::open(mountpoint).and_then(|dir| Ok(nix::unistd::syncfs(&dir)?)) {
+    if let Err(error) = write_back(fs, mountpoint) {
         log::error(&format!("writing back {}: {error}", mountpoint.display()));
     }
     match umount(mountpoint, MntFlags::empty()) {
@@ -288,6 +287,23 @@ fn unmount(mountpoint: &Path, device: u64) -> bool {
         log::error(&format!("unmounting {}: {errno}", mountpoint.display()));
     }
     false
+}
+
+/// Pages that programs have mapped and changed are the kernel's until it writes them. Returns when it has.
+///
+/// `syncfs` alone waits until the kernel has sent them on their way: it does not wait for FUSE (Linux 6.16), lest it wait for itself.
+/// Requests are handed out in their order. So when one that was sent afterwards is answered they are in the hands of our threads, and
+/// done when there are none any more. What a thread has read it counts a moment later: so it has to be quiet a few times.
+fn write_back(fs: &Fs, mountpoint: &Path) -> io::Result<()> {
+    nix::unistd::syncfs(File::open(mountpoint)?)?;
+    let mut quiet = 0;
+    while quiet < 3 {
+        let (_, before) = fs.written_back.counts();
+        nix::sys::statvfs::statvfs(mountpoint)?;
+        thread::sleep(Duration::from_millis(2));
+        quiet = if fs.written_back.counts() == (0, before) { quiet + 1 } else { 0 };
+    }
+    Ok(())
 }
 
 /// `umount2`, by fusermount for those who may not.

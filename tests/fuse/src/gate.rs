@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Requests under way: how many, and the end of them.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use kernel_shim::error::{Result, code::EIO};
@@ -15,6 +15,7 @@ pub struct Gate {
     /// How many are inside, and [`SHUT`].
     inside: AtomicUsize,
     most: AtomicUsize,
+    entered: AtomicU64,
     lock: Mutex<()>,
     left: Condvar,
 }
@@ -31,6 +32,7 @@ impl Gate {
         if before & SHUT != 0 {
             return Err(EIO);
         }
+        self.entered.fetch_add(1, Ordering::AcqRel);
         self.most.fetch_max(before + 1, Ordering::Relaxed);
         Ok(inside)
     }
@@ -38,6 +40,11 @@ impl Gate {
     /// The most that were inside at one time.
     pub fn most(&self) -> usize {
         self.most.load(Ordering::Relaxed)
+    }
+
+    /// How many are inside now, and how many have come in since the beginning.
+    pub fn counts(&self) -> (usize, u64) {
+        (self.inside.load(Ordering::Acquire) & !SHUT, self.entered.load(Ordering::Acquire))
     }
 
     /// Lets nobody in any more, and returns when all have left.
@@ -69,7 +76,7 @@ mod tests {
         let gate = Gate::default();
         let (first, second) = (gate.enter(), gate.enter());
         assert!(first.is_ok() && second.is_ok());
-        assert_eq!(gate.most(), 2);
+        assert_eq!((gate.most(), gate.counts()), (2, (2, 2)));
         std::thread::scope(|scope| {
             let shut = scope.spawn(|| gate.shut());
             while gate.enter().is_ok() {

@@ -33,7 +33,7 @@
 //! |---|---|
 //! | `fallocate` to collapse or insert a range, `FIEMAP`, `FIBMAP`, `RENAME_WHITEOUT` | EOPNOTSUPP, EINVAL |
 //! | `O_TMPFILE` | EOPNOTSUPP: fuser does not know it |
-//! | `syncfs`, `sync` | mapped pages are written, the journal is not committed at once: at most `commit=` seconds later |
+//! | `syncfs`, `sync` | mapped pages are sent here, and nothing is committed at once: at most `commit=` seconds later; `fsync` is as ever |
 //! | what the shutdown ioctl is asked for | it always commits the journal first: see [`ioctl`] |
 //! | appends | one after the other: the kernel settles where the end is, under its lock |
 //! | the end of `umount` | it returns before all is written; a new mount waits for it, and so does `flock IMAGE true` |

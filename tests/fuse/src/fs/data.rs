@@ -75,9 +75,12 @@ impl Fs {
         let file = self.handles.get(fh)?;
         let mut iocb = Kiocb::new_sync(&file, position(offset)?);
         iocb.ki_flags = iocb_flags(flags);
-        if how.contains(WriteFlags::FUSE_WRITE_CACHE) {
+        let _mapped = if how.contains(WriteFlags::FUSE_WRITE_CACHE) {
             iocb.ki_flags.remove(IocbFlags::DIRECT);
-        }
+            Some(self.written_back.enter()?)
+        } else {
+            None
+        };
         keeps_suid(!how.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID));
         let n = if iocb.ki_flags.contains(IocbFlags::DIRECT) {
             let _direct = self.direct_writes.enter()?;

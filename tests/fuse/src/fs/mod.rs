@@ -42,6 +42,8 @@ pub struct Fs {
     pub direct_writes: Gate,
     /// Direct reads.
     pub direct_reads: Gate,
+    /// Writes of mapped pages by the kernel.
+    pub written_back: Gate,
     /// Whose page cache was asked for.
     wanted: PageCache,
     /// What the kernel can.
@@ -58,6 +60,7 @@ impl Fs {
             requests: Gate::default(),
             direct_writes: Gate::default(),
             direct_reads: Gate::default(),
+            written_back: Gate::default(),
             wanted,
             agreed: OnceLock::new(),
         })
