@@ -378,10 +378,9 @@ fn ext4_zero_tail(i_mutex: &Locked<'_>, offset: i64) -> Result {
     if n == 0 || !map.m_flags.contains(MapFlags::MAPPED) {
         return Ok(());
     }
-    let start = size - in_block;
-    let last = start + (1 << blkbits) - 1;
-    crate::Ext4::write_and_wait(i_mutex, start, last)?;
-    i_mutex.i_mapping().invalidate_pages(start, last);
+    // The page that the block is in, as a page is no less than a block.
+    crate::Ext4::write_and_wait(i_mutex, size, size)?;
+    i_mutex.i_mapping().invalidate_pages(size, size);
     let bdev = i_mutex.i_sb().s_bdev();
     let sector = map.m_pblk.0 << (blkbits - 9);
     let mut block = KVec::from_elem(Aligned([0; 4096]), 1, GFP_KERNEL)?;
