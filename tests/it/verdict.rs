@@ -270,20 +270,22 @@ fn what_is_behind_the_end_is_zeroed() {
 
         let m = Mount::with(&bytes, IN_FLIGHT, auto());
         let file = m.open("/data");
-        if cached {
-            let reader = m.open_cached("/data");
-            assert_eq!(read(&reader, 0, 3 * block_size as usize).expect("reading").len() as i64, size);
+        let reader = cached.then(|| m.open_cached("/data"));
+        if let Some(reader) = &reader {
+            assert_eq!(read(reader, 0, 3 * block_size as usize).expect("reading").len() as i64, size);
         }
         let pages = Pages::new(block_size as usize, 3);
         assert_eq!(write(&file, 4 * bs, pages.bytes()), Ok(block_size as usize));
-        let read = read(&file, 0, 5 * block_size as usize).expect("reading");
-        let (data, rest) = read.split_at(size as usize);
-        let (zeros, written) = rest.split_at((4 * bs - size) as usize);
-        assert!(data == &stamped_blocks(3, block_size)[..size as usize], "before the end");
-        assert!(zeros.iter().all(|byte| *byte == 0), "behind the end");
-        assert!(written == pages.bytes());
+        for file in [Some(&file), reader.as_ref()].into_iter().flatten() {
+            let read = read(file, 0, 5 * block_size as usize).expect("reading");
+            let (data, rest) = read.split_at(size as usize);
+            let (zeros, written) = rest.split_at((4 * bs - size) as usize);
+            assert!(data == &stamped_blocks(3, block_size)[..size as usize], "before the end");
+            assert!(zeros.iter().all(|byte| *byte == 0), "behind the end");
+            assert!(written == pages.bytes());
+        }
         m.assert_idle(&file);
-        drop(file);
+        drop((file, reader));
         let now = m.finish();
         assert!(now[at + 512..at + block_size as usize].iter().all(|byte| *byte == 0), "on the disk");
     }
