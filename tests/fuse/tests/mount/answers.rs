@@ -16,7 +16,7 @@ use ext4_dio_tests::linux::{self, Linux};
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
 
-use crate::support::{Mount, available, disk};
+use crate::support::{Mount, available, disk, left_out};
 
 /// What a call answers, in words.
 pub(crate) type Answer = Result<String, Errno>;
@@ -77,7 +77,7 @@ fn answers_are_linux_s() {
         return;
     }
     if !linux::available() {
-        eprintln!("LEFT OUT: answers beside Linux's");
+        left_out("answers beside Linux's");
         return;
     }
     for block_size in [1024, 4096] {

@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, OFlags};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::support::{BLOCKS, DAEMON, HANGS, Mount, available, disk, mount_line, umount};
+use crate::support::{BLOCKS, DAEMON, HANGS, Mount, available, disk, left_out, mount_line, needs_recovery, umount};
 
 /// Runs the program to its end, or until it has gone to the background.
 fn run(args: &[&Path], options: &[&str]) -> Output {
@@ -29,6 +29,7 @@ fn wait_for_the_image(image: &Path) {
         std::thread::yield_now();
     }
     assert_clean(image);
+    assert!(!needs_recovery(image), "the journal is left to be replayed");
 }
 
 /// It must fail, say so in words that have all of `words`, leave nothing mounted, and not take long.
@@ -214,7 +215,7 @@ fn a_block_device() {
         return;
     }
     if !linux::available() {
-        eprintln!("LEFT OUT: mounting a loop device");
+        left_out("mounting a loop device");
         return;
     }
     let image = Image::make(&disk(4096), None);

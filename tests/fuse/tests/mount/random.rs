@@ -244,9 +244,10 @@ fn one_file_by_descriptors_and_mappings() {
     if !available() {
         return;
     }
-    for (n, block_size) in BLOCKS.into_iter().enumerate() {
-        let mut mount = Mount::new(block_size, "");
-        seeds(&format!("one file, {block_size}"), 1000 + 10 * n as u64, 2, |seed| {
+    let kinds = [(1024, ""), (2048, ""), (4096, ""), (4096, "page_cache=kernel")];
+    for (n, (block_size, options)) in kinds.into_iter().enumerate() {
+        let mut mount = Mount::new(block_size, options);
+        seeds(&format!("one file, {block_size} {options}"), 1000 + 10 * n as u64, 2, |seed| {
             let unit = if seed % 2 == 0 { 512 } else { 4096 };
             let mut fsx = Fsx::new(&mount, seed, unit);
             let ops = ops_or(400);

@@ -16,7 +16,7 @@ use ext4_dio_tests::linux::{self, Linux};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
-use crate::support::{BLOCKS, HANGS, Mount, available, disk};
+use crate::support::{BLOCKS, HANGS, Mount, available, disk, left_out};
 
 /// A shared mapping of the beginning of a file.
 struct Map {
@@ -65,8 +65,10 @@ fn mappings_and_descriptors_are_coherent() {
     if !available() {
         return;
     }
-    for block_size in BLOCKS {
-        let mut mount = Mount::new(block_size, "");
+    // In our page cache, and in the kernel's.
+    let both = BLOCKS.into_iter().flat_map(|block_size| [(block_size, ""), (block_size, "page_cache=kernel")]);
+    for (block_size, options) in both {
+        let mut mount = Mount::new(block_size, options);
         let buffered = mount.open("f", OFlags::empty());
         let direct = mount.open("f", OFlags::DIRECT);
         buffered.set_len(64 << 10).expect("truncating");
@@ -226,7 +228,11 @@ fn deleted_files_live_until_they_are_closed() {
 /// Names in a file system, as a file system of its own sees them, and statfs: both before and after Linux has had it.
 #[test]
 fn statfs_is_linux_s() {
-    if !available() || !linux::available() {
+    if !available() {
+        return;
+    }
+    if !linux::available() {
+        left_out("statfs beside Linux's");
         return;
     }
     for block_size in BLOCKS {
@@ -284,7 +290,7 @@ fn direct_writes_to_one_file_are_parallel() {
         return;
     }
     if !linux::available() {
-        eprintln!("LEFT OUT: whether direct writes are parallel is seen on a disk in Linux's ext4");
+        left_out("whether direct writes are parallel is seen on a disk in Linux's ext4");
         return;
     }
     for (options, buffered) in [("", false), ("", true), ("dioread_nolock,dio_window=i_data_sem", false)] {

@@ -2,9 +2,9 @@
 //! Mounts for the tests.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Once;
@@ -26,6 +26,12 @@ pub(crate) const HANGS: Duration = Duration::from_secs(120);
 /// Sizes of blocks.
 pub(crate) const BLOCKS: [u32; 3] = [1024, 2048, 4096];
 
+/// Tells what is left out. Past libtest, which shows what passing tests say to nobody.
+pub(crate) fn left_out(what: &str) {
+    // If nobody listens, nobody is told.
+    let _ = writeln!(std::io::stderr(), "LEFT OUT: {what}");
+}
+
 /// Whether this machine lets us mount; says once what is missing if not.
 pub(crate) fn available() -> bool {
     static SAY: Once = Once::new();
@@ -37,7 +43,7 @@ pub(crate) fn available() -> bool {
         Ok(_) => None,
     };
     if let Some(missing) = &missing {
-        SAY.call_once(|| eprintln!("LEFT OUT: tests of the mount need {missing}"));
+        SAY.call_once(|| left_out(&format!("tests of the mount need {missing}")));
     }
     missing.is_none()
 }
@@ -134,6 +140,14 @@ fn is_mounted_before_it_ends(dir: &Path, daemon: &Proc) -> bool {
     }
 }
 
+/// Whether there is something in the journal. `e2fsck -fn` does not mind that.
+pub(crate) fn needs_recovery(image: &Path) -> bool {
+    let mut incompat = [0; 4];
+    // s_feature_incompat, in the super block at 1024.
+    File::open(image).and_then(|file| file.read_exact_at(&mut incompat, 1024 + 0x60)).expect("a super block");
+    u32::from_le_bytes(incompat) & 4 != 0
+}
+
 /// umount(2). Another thread's child may have our files until it calls exec.
 pub(crate) fn umount(dir: &Path) {
     let mut tries = 0;
@@ -209,6 +223,7 @@ impl Mount {
         self.fuse.wait().unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(mount_line(self.dir.path()), None, "nothing is mounted any more");
         assert_clean(&self.image);
+        assert!(!needs_recovery(&self.image), "the journal is left to be replayed");
         self.fuse.said()
     }
 

@@ -16,7 +16,7 @@ use rustix::fs::{
     lgetxattr, llistxattr, lsetxattr, mknodat, utimensat,
 };
 
-use crate::support::{BLOCKS, Mount, available};
+use crate::support::{BLOCKS, Mount, available, left_out};
 
 /// All that can be told of a name.
 #[derive(Debug, PartialEq)]
@@ -173,7 +173,7 @@ fn linux_sees_the_same_tree() {
         return;
     }
     if !linux::available() {
-        eprintln!("LEFT OUT: Linux mounts what we have written");
+        left_out("Linux mounts what we have written");
         return;
     }
     for block_size in BLOCKS {
