@@ -377,6 +377,29 @@ fn set_group_id_directories_pass_their_group_on() {
     m.finish();
 }
 
+/// A time that the disk has no room for is the nearest that it has, at once and not only after the next mount.
+#[test]
+fn times_that_do_not_fit_are_clamped() {
+    use kernel_shim::time::Timespec64;
+    let m = some_names();
+    let set = |tv_sec: i64, tv_nsec| {
+        let time = Utime::At(Timespec64 { tv_sec, tv_nsec });
+        path_utimens(&m.sb, b"/f", time, time, true).expect("utimens");
+        stat(&m.sb, "/f").expect("stat").mtime
+    };
+    let (first, last) = (i64::from(i32::MIN), i64::from(i32::MAX) + (3 << 32));
+    for (asked, stored) in [
+        ((last - 1, 7), (last - 1, 7)),
+        ((last, 7), (last, 0)),
+        ((1 << 40, 7), (last, 0)),
+        ((first + 1, 7), (first + 1, 7)),
+        ((-(1 << 40), 7), (first, 0)),
+    ] {
+        assert_eq!(set(asked.0, asked.1), Timespec64 { tv_sec: stored.0, tv_nsec: stored.1 }, "{asked:?}");
+    }
+    m.finish();
+}
+
 /// Times of what changes, and of the directory.
 #[test]
 fn changes_leave_their_time() {
