@@ -135,13 +135,16 @@ fn report(args: &CompareArgs, results: &Results, target: &Path) -> Result<()> {
             continue;
         }
         println!("{}\n\n{}", table::delay_name(*delay), table::iops(&points, &columns));
-        println!("{}", table::ratios(&points, &columns));
+        println!("{}", table::over_ext4(&points, &columns));
+        if args.modes.0.contains(&Mode::Raw) {
+            println!("{}", table::over_raw(&points, &columns));
+        }
         if let Some(mode) = best {
             println!("{}\n", table::verdict(&points, mode));
         }
     }
     if !results.counted.is_empty() {
-        println!("{}", table::instructions(&results.counted, &columns));
+        println!("instructions, with one CPU\n\n{}", table::instructions(&results.counted, &columns));
     }
     let default = |given: &Option<PathBuf>, name| given.clone().unwrap_or_else(|| target.join(name));
     if !results.points.is_empty() {

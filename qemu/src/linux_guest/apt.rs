@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::sources;
 use crate::deps::Missing;
 use crate::proc;
+use crate::session::Usage;
 
 /// What signs Debian's archive.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -82,6 +83,19 @@ pub fn newest_kernel(names: &str, wanted: Option<&str>) -> Option<Kernel> {
         best.packages.dedup();
     }
     best
+}
+
+/// What there is instead.
+fn no_kernel(names: &str, wanted: Option<&str>, mirror: &str) -> Usage {
+    let version = |n: &str| n.strip_prefix("linux-image-")?.strip_suffix(FLAVOUR).map(str::to_string);
+    let mut known: Vec<String> = names.lines().filter_map(version).collect();
+    known.retain(|v| v.starts_with(|c: char| c.is_ascii_digit()));
+    known.sort_by(|a, b| order(b, a));
+    Usage(format!(
+        "there is no kernel {} in {SUITES} of {mirror}; there are {}",
+        wanted.unwrap_or("at all"),
+        known.join(", ")
+    ))
 }
 
 /// Reads what `apt-get download --print-uris` prints: `'uri' file bytes hash`.
@@ -228,15 +242,7 @@ impl Apt {
     /// There is none.
     pub fn kernel(&self, wanted: Option<&str>) -> Result<Kernel> {
         let names = proc::succeed(self.command("apt-cache", &["pkgnames", "linux-"])?, LIMIT)?;
-        newest_kernel(&names, wanted).with_context(|| {
-            let known: Vec<&str> = names
-                .lines()
-                .filter_map(|n| n.strip_prefix("linux-image-")?.strip_suffix(FLAVOUR))
-                .filter(|v| v.starts_with(|c: char| c.is_ascii_digit()))
-                .collect();
-            let wanted = wanted.unwrap_or("at all");
-            format!("{SUITES} of {} has no kernel {wanted}; it has {}", self.mirror, known.join(", "))
-        })
+        newest_kernel(&names, wanted).ok_or_else(|| no_kernel(&names, wanted, &self.mirror).into())
     }
 
     /// Fetches packages that are not here yet, saying which; their files.
@@ -271,7 +277,11 @@ impl Apt {
             );
             let mut args = vec!["download", "-q"];
             args.extend(packages.iter().map(String::as_str));
-            proc::succeed(self.command("apt-get", &args)?, LIMIT).context("is there a network?")?;
+            if let Err(e) = proc::succeed(self.command("apt-get", &args)?, LIMIT) {
+                // The lists may name what is no longer there: next time they are fetched anew.
+                let _ = fs::remove_file(self.dir.join("updated"));
+                return Err(e.context(format!("cannot fetch packages from {}: is there a network?", self.mirror)));
+            }
         }
         if let Some(part) = uris.iter().find(|d| !whole(d)) {
             bail!("{} did not arrive whole from {}", part.file, self.mirror);
@@ -305,6 +315,11 @@ mod tests {
         assert_eq!(newest_kernel(NAMES, Some("7")).unwrap().version, "7.3.4+deb13");
         assert_eq!(newest_kernel(NAMES, Some("6.1")), None);
         assert_eq!(newest_kernel("", None), None);
+        let e = no_kernel(NAMES, Some("5.4"), "http://m").to_string();
+        assert!(
+            e.contains("no kernel 5.4") && e.ends_with("7.3.4+deb13, 7.0.13+deb13, 6.12.107+deb13, 6.12.94+deb13"),
+            "{e}"
+        );
     }
 
     #[test]
