@@ -177,6 +177,12 @@ impl Bench {
         seconds += if counting { 90.0 } else { 0.0 };
         let more =
             if unknown > 0 { format!(", and what {unknown} jobs without a runtime take") } else { String::new() };
+        if delays == 0 {
+            return format!(
+                "counting instructions only: about {:.0} minutes on a quiet machine",
+                (seconds / 60.0).ceil()
+            );
+        }
         format!(
             "{} jobs, {} rounds: about {:.0} minutes on a quiet machine{more}",
             self.groups.len(),

@@ -12,11 +12,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use ext4_dio_protocol::Step;
 
 use super::bench::Bench;
 use super::jobs;
 use super::samples::{Column, Counted, Instructions};
 use crate::linux_guest::fio::{self, Place};
+use crate::plan::Point;
 use crate::{guest_build, proc};
 
 /// I/Os of the two runs.
@@ -112,22 +114,26 @@ pub(super) fn run(bench: &mut Bench, plugin: &Path) -> Result<Vec<Counted>> {
 
 type Groups = [Vec<crate::fiojob::Group>; 2];
 
-/// Our guest marks the begin and the end of each step.
+/// Our guest marks the begin of each step: one step more ends the last of those that count. What is between two steps is the same
+/// whatever the number of I/Os, and goes out by the slope.
 fn ours(bench: &mut Bench, groups: &Groups, extra: &[OsString], counted: &mut [Counted]) -> Result<()> {
-    for index in 0..counted.len() {
-        let mut all: Vec<Vec<Mark>> = Vec::new();
+    for (index, job) in counted.iter_mut().enumerate() {
+        let mut runs: Vec<Vec<Mark>> = Vec::new();
         for of_ios in groups {
-            let planned = bench.plan(&of_ios[index])?;
+            let mut planned = bench.plan(&of_ios[index])?;
+            let steps = planned.plan.steps.len();
+            let last = Step { id: steps as u32, ..planned.plan.steps[0].clone() };
+            planned.points.push(Point { step: last.id, ..planned.points[0].clone() });
+            planned.plan.steps.push(last);
             let (_, said) = bench.drive_ours(&planned, bench.our_disks(), 1, extra.to_vec())?;
             let marks: Vec<Mark> = said.iter().filter_map(|l| mark(l)).collect();
-            ensure!(marks.len() == planned.plan.steps.len() * 2, "our guest set {} marks", marks.len());
-            // What is before a step is of no interest.
-            all.push(marks.into_iter().skip(1).step_by(2).collect());
+            ensure!(marks.len() == steps + 1, "our guest set {} marks in {} steps", marks.len(), steps + 1);
+            runs.push(marks);
         }
         for (place, mode) in bench.modes().iter().enumerate() {
-            let all_kernel = |m: Mark| Mark { user: 0, kernel: m.user + m.kernel };
-            let counts = slope([all_kernel(all[0][place]), all_kernel(all[1][place])]);
-            counted[index].counts.insert(Column::Ours(*mode), counts);
+            // All of it is the kernel, wherever it lies.
+            let all = |run: &[Mark]| Mark { user: 0, kernel: run[place + 1].user + run[place + 1].kernel };
+            job.counts.insert(Column::Ours(*mode), slope([all(&runs[0]), all(&runs[1])]));
         }
     }
     Ok(())

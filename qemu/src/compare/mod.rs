@@ -75,12 +75,11 @@ pub fn run(args: &CompareArgs) -> Result<bool> {
     let built = Instant::now();
 
     let mut bench = Bench::prepare(args, groups, kernel, linux)?;
-    eprintln!("{}", bench.expected(args.disk_delay.0.len(), counter.is_some()));
+    let delays = if args.only_instructions { 0 } else { args.disk_delay.0.len() };
+    eprintln!("{}", bench.expected(delays, counter.is_some()));
     let mut points = Vec::new();
-    if !args.only_instructions {
-        for delay in &args.disk_delay.0 {
-            points.extend(bench.phase(*delay)?);
-        }
+    for delay in &args.disk_delay.0[..delays] {
+        points.extend(bench.phase(*delay)?);
     }
     let counted = match &counter {
         Some(plugin) => count::run(&mut bench, plugin)?,
