@@ -23,6 +23,8 @@ use crate::{guest_build, proc};
 
 /// I/Os of the two runs.
 const IOS: [u64; 2] = [2000, 10_000];
+/// How often Linux does each. What is not the job's can only add: cold caches, timers, threads of the kernel; the fewest count.
+const REPEATS: u32 = 2;
 /// Longest that one of them may take.
 const LIMIT: Duration = Duration::from_secs(240);
 /// Longest that building the plugin may take.
@@ -40,6 +42,11 @@ fn mark(line: &str) -> Option<Mark> {
     let mut words = line.trim().strip_prefix("MARK,")?.split(',').skip(1);
     let mut value = |key: &str| words.next()?.strip_prefix(key)?.parse().ok();
     Some(Mark { user: value("user=")?, kernel: value("kernel=")? })
+}
+
+/// The one that more was kept out of.
+fn fewer(a: Mark, b: Mark) -> Mark {
+    if a.kernel <= b.kernel { a } else { b }
 }
 
 /// Instructions per I/O by the slope between the runs.
@@ -153,14 +160,12 @@ fn linux(bench: &mut Bench, groups: &Groups, extra: &[OsString], counted: &mut [
             let what = format!("counting {} on {}", group.label, place.name());
             let command =
                 format!("sync; mark; fio --eta=never --output=/tmp/out /jobs/{}; s=$?; mark; (exit $s)", job.file);
-            // The first run finds fio and the file's mapping cold.
-            if index < counted.len() {
-                guest.run(&fio::command("", &job.file), &what, LIMIT)?;
+            for _ in 0..REPEATS {
+                guest.run(&command, &what, LIMIT)?;
+                let marks: Vec<Mark> = guest.said(2).iter().filter_map(|l| mark(l)).collect();
+                ensure!(marks.len() == 2, "{what}: {} marks", marks.len());
+                counts.entry((index, place)).and_modify(|c: &mut Mark| *c = fewer(*c, marks[1])).or_insert(marks[1]);
             }
-            guest.run(&command, &what, LIMIT)?;
-            let marks: Vec<Mark> = guest.said(2).iter().filter_map(|l| mark(l)).collect();
-            ensure!(marks.len() == 2, "{what}: {} marks", marks.len());
-            counts.insert((index, place), marks[1]);
         }
     }
     for (index, job) in counted.iter_mut().enumerate() {
@@ -187,5 +192,7 @@ mod tests {
         }
         let per = slope([m(1_000_000, 30_000_000), m(5_000_000, 110_000_000)]);
         assert_eq!((per.kernel, per.user), (10_000.0, 500.0));
+        assert_eq!(fewer(m(9, 10), m(1, 11)), m(9, 10));
+        assert_eq!(fewer(m(9, 10), m(1, 8)), m(1, 8));
     }
 }

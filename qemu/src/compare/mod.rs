@@ -126,7 +126,10 @@ fn report(args: &CompareArgs, results: &Results, target: &Path) -> Result<()> {
         if s.cpus == 1 { "" } else { "s" },
         s.mem_mib
     );
-    println!("\n{about}; medians of {} rounds\n", s.rounds);
+    println!(
+        "\n{about}{}\n",
+        if results.points.is_empty() { String::new() } else { format!("; medians of {} rounds", s.rounds) }
+    );
     let best = [Mode::InFlight, Mode::IDataSem, Mode::Exclusive].into_iter().find(|m| args.modes.0.contains(m));
     for delay in &args.disk_delay.0 {
         let points: Vec<&Point> = results.points.iter().filter(|p| p.delay == *delay).collect();
@@ -143,7 +146,10 @@ fn report(args: &CompareArgs, results: &Results, target: &Path) -> Result<()> {
         }
     }
     if !results.counted.is_empty() {
-        println!("instructions, with one CPU\n\n{}", table::instructions(&results.counted, &columns));
+        println!(
+            "instructions, with one CPU, by a plugin of QEMU\n\n{}",
+            table::instructions(&results.counted, &columns)
+        );
     }
     let default = |given: &Option<PathBuf>, name| given.clone().unwrap_or_else(|| target.join(name));
     if !results.points.is_empty() {
