@@ -17,7 +17,7 @@ use ext4_dio_protocol::Step;
 use super::bench::Bench;
 use super::jobs;
 use super::samples::{Column, Counted, Instructions};
-use crate::linux_guest::fio::{self, Place};
+use crate::linux_guest::fio::Place;
 use crate::plan::Point;
 use crate::{guest_build, proc};
 
