@@ -54,7 +54,7 @@ impl IoEnd {
         }
         self.flag.insert(IoEndFlags::UNWRITTEN);
         let count = &inode.i_private().aio.i_aiodio_unwritten;
-        sched_point(Point::Atomic, core::ptr::from_ref(count).cast());
+        sched_point(Point::Add, core::ptr::from_ref(count).cast());
         count.fetch_add(1, Ordering::AcqRel);
     }
 

@@ -7,7 +7,7 @@ use kernel_shim::alloc::{Arc, GFP_KERNEL, KVec};
 use kernel_shim::block::{Bdev, ReqOpf, SECTOR_SHIFT, bdev_rw, bdev_write_pieces};
 use kernel_shim::error::{Error, Result, code::*};
 use kernel_shim::fs::buffer::IoBuf;
-use kernel_shim::sched::{self, JoinHandle};
+use kernel_shim::sched::{self, JoinHandle, Point, sched_wait};
 use kernel_shim::sync::{Mutex, SpinLock, WaitQueue};
 use kernel_shim::{pr_err, pr_notice};
 
@@ -430,19 +430,19 @@ impl Journal {
     pub fn log_wait_commit(&self, tid: Tid) -> Result {
         let mut done = Ok(());
         JBD2_COMMIT.might_wait();
-        self.j_wait_done_commit.wait_event(|| {
-            let state = self.state.lock();
+        let over = |state: &State| {
             if tid_geq(state.commit_sequence, tid) {
-                return true;
+                return Some(Ok(()));
             }
             // What neither runs nor is being committed will not be, either.
             let known = state.running.as_ref().is_some_and(|running| running.trans.tid == tid)
                 || state.committing.as_ref().is_some_and(|logged| logged.trans.tid == tid);
-            if state.aborted.is_some() {
-                done = Err(EIO);
-            }
-            state.aborted.is_some() || !known
-        });
+            if state.aborted.is_some() { Some(Err(EIO)) } else { (!known).then_some(Ok(())) }
+        };
+        if sched_wait(Point::Passed, &self.state, |state| state.peek(|state| over(state).is_some()) == Some(true)) {
+            return self.state.peek(over).flatten().unwrap_or(done);
+        }
+        self.j_wait_done_commit.wait_event(|| over(&self.state.lock()).map(|result| done = result).is_some());
         done
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ext4_dio_tests::sim;
 use ext4_dio_tests::sim_dpor::{Covered, Exhaustive};
 use kernel_shim::sched::{Point, sched_point, spawn};
-use kernel_shim::sync::{Mutex as SleepMutex, RwSemaphore, SpinLock, WaitQueue};
+use kernel_shim::sync::{Completion, Mutex as SleepMutex, RwSemaphore, SpinLock, WaitQueue};
 
 /// How a world ended, in words.
 type Ends = Arc<Mutex<BTreeSet<String>>>;
@@ -55,7 +55,22 @@ fn compare<T: Tiny>(name: &str, tasks: usize) -> usize {
     assert_eq!(all, some, "{name}");
     assert!(reduced.schedules < every.schedules);
     println!("{name}: {} ends; {} orders, {} of them enough", all.len(), every.schedules, reduced.schedules);
+    assert_eq!(all, compare_lock_steps::<T>(name, tasks), "{name}: locking as one step");
     all.len()
+}
+
+/// The same, where locking is one step; with few preemptions, too. The ends.
+fn compare_lock_steps<T: Tiny>(name: &str, tasks: usize) -> BTreeSet<String> {
+    for few in 0..3 {
+        let (all, _) = run::<T>(Exhaustive::every_order(name).lock_steps().preemptions(Some(few)), tasks);
+        let (some, _) = run::<T>(Exhaustive::new(name).lock_steps().preemptions(Some(few)), tasks);
+        assert_eq!(all, some, "{name}, {few} preemptions");
+    }
+    let (all, every) = run::<T>(Exhaustive::every_order(name).lock_steps(), tasks);
+    let (some, reduced) = run::<T>(Exhaustive::new(name).lock_steps(), tasks);
+    assert_eq!(all, some, "{name}");
+    println!("{name}: {} ends; {} orders of lock steps, {} enough", all.len(), every.schedules, reduced.schedules);
+    all
 }
 
 /// Locks that tasks leave their numbers under.
@@ -214,6 +229,68 @@ fn reduction_of_wake_ups() {
         }
     }
     assert_eq!(compare::<World>("a wait queue", 2), 2);
+}
+
+/// Who only tries to lock sees whether another has it.
+#[test]
+fn reduction_of_tries() {
+    #[derive(Default)]
+    struct World(SleepMutex<()>, RwSemaphore<()>, SpinLock<Vec<String>>);
+    impl Tiny for World {
+        fn task(&self, n: usize) {
+            if n == 0 {
+                let held = self.0.lock();
+                self.2.lock().push("held".to_string());
+                drop(held);
+                let shared = self.1.read();
+                self.2.lock().push("shared".to_string());
+                drop(shared);
+                return;
+            }
+            let got = (self.1.try_write().is_some(), self.0.try_lock().is_some());
+            self.2.lock().push(format!("{got:?}"));
+        }
+        fn end(&mut self) -> String {
+            format!("{:?}", self.2.get_mut())
+        }
+    }
+    assert_eq!(compare_lock_steps::<World>("tries", 2).len(), 8);
+}
+
+/// What direct writes and truncation do: counted under a lock, given up later; who holds the lock waits for the last.
+#[test]
+fn reduction_of_counts_that_are_waited_for() {
+    #[derive(Default)]
+    struct World(SleepMutex<()>, AtomicU32, WaitQueue, Completion, SpinLock<Vec<usize>>);
+    impl World {
+        fn count(&self, kind: Point) -> &AtomicU32 {
+            sched_point(kind, core::ptr::from_ref(&self.1).cast());
+            &self.1
+        }
+    }
+    impl Tiny for World {
+        fn task(&self, n: usize) {
+            let locked = self.0.lock();
+            if n == 1 {
+                self.2.wait_event(|| self.count(Point::Load).load(Ordering::Acquire) == 0);
+                self.4.lock().push(n);
+                self.3.complete();
+                return;
+            }
+            self.count(Point::Add).fetch_add(1, Ordering::Relaxed);
+            drop(locked);
+            self.4.lock().push(n);
+            if self.count(Point::Atomic).fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.2.wake_up_all();
+            }
+            self.3.wait();
+            self.4.lock().push(2);
+        }
+        fn end(&mut self) -> String {
+            format!("{:?}", self.4.get_mut())
+        }
+    }
+    assert_eq!(compare_lock_steps::<World>("counts", 2).len(), 2);
 }
 
 /// A step that says nothing of what it touches is lost to the reduction, and not to every order: this is what it relies on.

@@ -44,6 +44,7 @@ use kernel_shim::error::Result;
 use kernel_shim::fs::kiocb::AioComplete;
 use kernel_shim::fs::{IoVec, IovIter, OpenFlags};
 use kernel_shim::sched::sim as machine;
+use kernel_shim::sched::{Point, Touch, sched_touch, sched_wait};
 use kernel_shim::sync::WaitQueue;
 
 use crate::dio::Pages;
@@ -367,6 +368,7 @@ pub struct Joined<T> {
 impl<T> Joined<T> {
     /// Sleeps until the task has ended; what it returned.
     pub fn join(self) -> T {
+        machine::ended(self.handle.task());
         self.handle.join();
         self.result.lock().unwrap_or_else(PoisonError::into_inner).take().expect("a task that has ended")
     }
@@ -400,6 +402,7 @@ pub struct Listener {
 impl AioComplete for Listener {
     fn ki_complete(this: &KArc<Self>, ret: Result<usize>, tag: usize) {
         this.told.lock().unwrap_or_else(PoisonError::into_inner).push((tag, ret));
+        sched_touch(core::ptr::from_ref(&this.count).cast(), Touch::Change);
         this.count.fetch_add(1, Ordering::Release);
         this.wake.wake_up_all();
     }
@@ -413,6 +416,7 @@ impl Listener {
 
     /// Sleeps until `n` ends were told; what was told, in its order.
     pub fn wait(&self, n: u64) -> Vec<(usize, Result<usize>)> {
+        sched_wait(Point::Wait, &self.count, |count| count.load(Ordering::Acquire) >= n);
         self.wake.wait_event(|| self.count.load(Ordering::Acquire) >= n);
         self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -2,11 +2,15 @@
 //! All orders of a small world: [`Exhaustive`].
 //!
 //! Two orders that differ only in how steps follow each other that have nothing in common end alike, so one of them is enough. That is
-//! dynamic partial-order reduction (Flanagan and Godefroid, 2005), with sleep sets: after a run, each step is looked at together with the
-//! last step of another task before it that touched the same object (one of them changing it) and that did not have to come first; where
-//! that step was decided on, the other task is tried as well. What steps touch is what [`kernel_shim::sched::sched_point`] and
+//! dynamic partial-order reduction (Flanagan and Godefroid, 2005), with sleep sets and source sets (Abdulla, Aronis, Jonsson and Sagonas,
+//! 2014): after a run, each step is looked at together with those of other tasks before it that touched the same object, not in ways that
+//! commute, and that did not have to come first; where such a step was decided on, one is tried as well that leads to the two the other
+//! way round. What steps touch is what [`kernel_shim::sched::sched_point`] and
 //! [`kernel_shim::sched::sched_access`] say: locks, wake-ups, the sectors of requests, and the atomics that decide anything. What they do
 //! not say does not count: statistics, reference counts, the numbers that pools give away, and whatever its lock protects.
+//!
+//! With [`Exhaustive::lock_steps`] locking is one step: tasks wait for locks, for requests and for the ends of other tasks without
+//! being seen to queue. All orders in which they get locks are there; those in which queues are joined and left are not.
 //!
 //! [`Exhaustive::every_order`] leaves nothing out; it is what the reduction is checked against.
 
@@ -17,6 +21,7 @@ use std::io::Write as _;
 use std::rc::Rc;
 use std::time::Instant;
 
+use kernel_shim::sched::Touch;
 use kernel_shim::sched::sim::{self as machine, Access, Config, Entry, Failure, Policy, Recorded, Recording, Step};
 
 use crate::sim::SEED_VAR;
@@ -26,6 +31,7 @@ use crate::sim::SEED_VAR;
 pub struct Exhaustive {
     name: String,
     reduce: bool,
+    lock_steps: bool,
     preemptions: Option<u32>,
     limit: u64,
     test: String,
@@ -72,12 +78,19 @@ impl Exhaustive {
     /// All orders, but of those that must end alike as few as possible.
     pub fn new(name: &str) -> Self {
         let test = std::thread::current().name().unwrap_or_default().to_string();
-        Self { name: name.to_string(), reduce: true, preemptions: None, limit: u64::MAX, test }
+        Self { name: name.to_string(), reduce: true, lock_steps: false, preemptions: None, limit: u64::MAX, test }
     }
 
     /// Each and every order.
     pub fn every_order(name: &str) -> Self {
         Self { reduce: false, ..Self::new(name) }
+    }
+
+    /// Locking is one step.
+    #[must_use]
+    pub fn lock_steps(mut self) -> Self {
+        self.lock_steps = true;
+        self
     }
 
     /// Only orders in which tasks that could go on are stopped so often at most.
@@ -106,7 +119,7 @@ impl Exhaustive {
         };
         let recording = if replay.is_some() { Recording::Trace } else { Recording::Steps };
         let policy = Rc::new(RefCell::new(Explorer::new(&self, replay.clone())));
-        let config = Config { recording, max_steps: 100_000, ..Config::default() };
+        let config = Config { recording, max_steps: 100_000, lock_steps: self.lock_steps, ..Config::default() };
         let result = machine::run(config, policy.clone(), world);
         let explorer = policy.borrow();
         if replay.is_some() {
@@ -171,7 +184,7 @@ impl Sleeper {
     fn depends_on(&self, step: &Step) -> bool {
         let place =
             |access: &Access| (access.object < self.known || access.object >= Access::STABLE).then_some(access.object);
-        let clash = |a: &Access, b: &Access| place(a) == place(b) && (a.write || b.write);
+        let clash = |a: &Access, b: &Access| place(a) == place(b) && !a.touch.commutes(b.touch);
         step.task == self.task || self.accesses.iter().any(|a| step.accesses.iter().any(|b| clash(a, b)))
     }
 }
@@ -218,8 +231,10 @@ struct Explorer {
     nodes: Vec<Node>,
     /// How many decisions of the run under way were made.
     depth: usize,
-    /// All that could run were asleep: the rest of this run is like another's.
-    cut: bool,
+    /// All that could run at this step were asleep: the rest of this run is like another's.
+    cut: Option<usize>,
+    /// At which step the run under way leaves the one before.
+    fresh: usize,
     replay: Option<Vec<usize>>,
     begun: bool,
     schedules: u64,
@@ -237,7 +252,8 @@ impl Explorer {
             limit: of.limit,
             nodes: Vec::new(),
             depth: 0,
-            cut: false,
+            cut: None,
+            fresh: 0,
             replay,
             begun: false,
             schedules: 0,
@@ -286,7 +302,7 @@ impl Explorer {
         let chosen = match preferred {
             Some(task) => task,
             None => {
-                self.cut = true;
+                self.cut = step;
                 node.current.unwrap_or(enabled[0])
             }
         };
@@ -324,49 +340,60 @@ impl Explorer {
     fn analyse(&mut self, steps: &[Step]) {
         let by_step: BTreeMap<usize, usize> =
             self.nodes.iter().enumerate().filter_map(|(n, node)| Some((node.step?, n))).collect();
-        let mut history = History::default();
+        let (mut history, fresh) = (History::default(), self.fresh);
         for (at, step) in steps.iter().enumerate() {
-            if let Some(before) = history.race(step) {
-                let helpers = history.helpers(steps, before, at);
-                if let Some(node) = by_step.get(&before) {
-                    self.add(*node, step.task, &helpers);
+            // What is in a race with what within the common part is known from the run before.
+            let races = history.push(at, step);
+            for race in races.into_iter().filter(|_| at >= fresh) {
+                let Some(node) = by_step.get(&race.before).copied() else { continue };
+                let initials = history.initials(race.before, at);
+                if self.bound.is_none() {
+                    self.add_source(node, &race, &initials);
+                    continue;
                 }
-                if self.bound.is_some() {
-                    self.add_at_start_of_block(steps, &by_step, before, step.task, &helpers);
+                self.add(node, &race, &initials);
+                // Where the other task last began to run, this one may run first without a preemption (Coons, Musuvathi and McKinley,
+                // 2013).
+                let who = steps[race.before].task;
+                let start = (0..=race.before).rev().take_while(|at| steps[*at].task == who).last();
+                if let Some(node) = start.and_then(|start| by_step.get(&start)).copied() {
+                    self.add(node, &race, &initials);
                 }
             }
-            history.push(at, step);
         }
     }
 
-    /// Has `task` tried at a decision, or else one that `task` needs, or else all.
-    fn add(&mut self, node: usize, task: usize, helpers: &[usize]) {
+    /// Has one of `initials` tried at a decision, unless one is already: with each of them begins an order in which the race goes the
+    /// other way.
+    fn add_source(&mut self, node: usize, race: &Race, initials: &[usize]) {
         let node = &mut self.nodes[node];
-        if node.enabled.contains(&task) {
-            node.backtrack.insert(task);
-        } else if helpers.iter().any(|helper| node.backtrack.contains(helper)) {
-            // One of those is enough.
-        } else if let Some(helper) = helpers.iter().find(|helper| node.enabled.contains(helper)) {
-            node.backtrack.insert(*helper);
-        } else {
-            node.backtrack.extend(node.enabled.iter().copied());
+        let possible = |task: &&usize| node.enabled.contains(task);
+        if initials.iter().any(|task| node.backtrack.contains(task) || node.chosen == *task) {
+            return;
+        }
+        if race.needed && !node.enabled.contains(&race.task) && initials.contains(&race.task) {
+            // It waited for that very step.
+            return;
+        }
+        let preferred = initials.iter().find(|task| **task == race.task && possible(task));
+        match preferred.or_else(|| initials.iter().find(possible)).copied() {
+            Some(task) => drop(node.backtrack.insert(task)),
+            None => node.backtrack.extend(node.enabled.iter().copied()),
         }
     }
 
-    /// With a bound on preemptions: where the task of step `before` last began to run, the other may run first without one (Coons,
-    /// Musuvathi and McKinley, 2013).
-    fn add_at_start_of_block(
-        &mut self,
-        steps: &[Step],
-        by_step: &BTreeMap<usize, usize>,
-        before: usize,
-        task: usize,
-        helpers: &[usize],
-    ) {
-        let who = steps[before].task;
-        let start = (0..=before).rev().take_while(|at| steps[*at].task == who).last();
-        if let Some(node) = start.and_then(|start| by_step.get(&start)) {
-            self.add(*node, task, helpers);
+    /// Has the task tried at a decision, or else those that it may need, or else all.
+    fn add(&mut self, node: usize, race: &Race, initials: &[usize]) {
+        let node = &mut self.nodes[node];
+        if node.enabled.contains(&race.task) {
+            node.backtrack.insert(race.task);
+            return;
+        }
+        let enabled: Vec<usize> = initials.iter().copied().filter(|task| node.enabled.contains(task)).collect();
+        match (enabled.is_empty(), race.needed) {
+            (false, _) => node.backtrack.extend(enabled),
+            (true, false) => node.backtrack.extend(node.enabled.iter().copied()),
+            (true, true) => {}
         }
     }
 
@@ -384,6 +411,7 @@ impl Explorer {
                 Some(next) => {
                     if let Some(node) = self.nodes.last_mut() {
                         node.chosen = next;
+                        self.fresh = node.step.unwrap_or(0);
                     }
                     return true;
                 }
@@ -397,7 +425,7 @@ impl Explorer {
 impl Policy for Explorer {
     fn begin(&mut self) -> bool {
         self.depth = 0;
-        self.cut = false;
+        self.cut = None;
         if !std::mem::replace(&mut self.begun, true) {
             return true;
         }
@@ -423,7 +451,7 @@ impl Policy for Explorer {
             node.other = machine::recorded(|so_far| so_far.digest != node.digest);
             return Some(node.chosen);
         }
-        if self.cut {
+        if self.cut.is_some() {
             return Some(current.unwrap_or(tasks[0]));
         }
         let step = machine::recorded(|so_far| so_far.steps.len());
@@ -439,7 +467,7 @@ impl Policy for Explorer {
         if let Some(node) = self.nodes.get(depth) {
             return node.chosen as u64;
         }
-        if self.cut {
+        if self.cut.is_some() {
             return 0;
         }
         let numbers: Vec<usize> = (0..n as usize).collect();
@@ -453,13 +481,13 @@ impl Policy for Explorer {
             self.schedules += 1;
             return;
         }
-        if self.cut {
+        if self.cut.is_some() {
             self.redundant += 1;
         } else {
             self.schedules += 1;
         }
         if self.reduce {
-            self.analyse(&recorded.steps);
+            self.analyse(&recorded.steps[..self.cut.unwrap_or(recorded.steps.len())]);
         }
         for node in &mut self.nodes {
             let accesses = match node.step {
@@ -476,85 +504,128 @@ impl Policy for Explorer {
 }
 
 /// What a task knows of the others: the number of their last step, plus 1, that had to come before.
-type Clock = BTreeMap<usize, usize>;
+type Clock = Vec<usize>;
 
 fn join(clock: &mut Clock, other: &Clock) {
-    for (task, at) in other {
-        let known = clock.entry(*task).or_default();
-        *known = (*known).max(*at);
+    if clock.len() < other.len() {
+        clock.resize(other.len(), 0);
     }
+    clock.iter_mut().zip(other).for_each(|(known, at)| *known = (*known).max(*at));
+}
+
+fn knows(clock: &Clock, task: usize, at: usize) -> bool {
+    clock.get(task).is_some_and(|seen| *seen > at)
+}
+
+/// Two steps of which either might have come first.
+struct Race {
+    before: usize,
+    /// The task of the second.
+    task: usize,
+    /// The second may have been waiting for the first.
+    needed: bool,
 }
 
 /// Steps so far, by what they touched.
 #[derive(Default)]
 struct History {
-    tasks: BTreeMap<usize, Clock>,
+    /// Of each task: its clock, and its steps.
+    tasks: BTreeMap<usize, (Clock, Vec<usize>)>,
     /// By step.
     clocks: Vec<Clock>,
     /// By step.
     owners: Vec<usize>,
-    objects: BTreeMap<usize, Object>,
-}
-
-#[derive(Default)]
-struct Object {
-    /// The last step that changed it.
-    write: Option<usize>,
-    /// The last step of each task that looked at it after that.
-    reads: BTreeMap<usize, usize>,
+    /// By object: steps that touched it.
+    objects: BTreeMap<usize, Vec<(usize, Touch)>>,
 }
 
 impl History {
-    /// The steps that touched the same as `access`, and that it matters to have before or after it.
-    fn conflicts(&self, access: &Access) -> impl Iterator<Item = usize> {
-        let object = self.objects.get(&access.object);
-        let write = object.and_then(|object| object.write);
-        let reads = object.filter(|_| access.write).into_iter().flat_map(|object| object.reads.values().copied());
-        write.into_iter().chain(reads)
+    /// Steps that touched the same as `access`, and that it matters to have before or after it; the latest first, and none that the
+    /// last comes after that commutes with none.
+    fn conflicts<'a>(&'a self, access: &'a Access) -> impl Iterator<Item = (usize, Touch)> + 'a {
+        let all = self.objects.get(&access.object).map_or(&[][..], Vec::as_slice);
+        let alone = |(_, touch): &(usize, Touch)| matches!(touch, Touch::Acquire | Touch::Change | Touch::Take);
+        let from = all.iter().rposition(alone).unwrap_or(0);
+        let touch = if access.touch == Touch::Stays { Touch::Change } else { access.touch };
+        all[from..].iter().rev().copied().filter(move |(_, before)| !before.commutes(touch))
     }
 
-    /// The last step of another task that `step` is in a race with.
-    fn race(&self, step: &Step) -> Option<usize> {
+    /// Adds a step. Which others it is in a race with: those that nothing else says have to come before it.
+    fn push(&mut self, at: usize, step: &Step) -> Vec<Race> {
+        let mut clock = self.tasks.get(&step.task).map(|(clock, _)| clock.clone()).unwrap_or_default();
+        let mut races = Vec::new();
         if step.barrier {
-            return None;
+            self.clocks.iter().for_each(|other| join(&mut clock, other));
         }
-        let clock = self.tasks.get(&step.task);
-        let known = |at: usize| clock.and_then(|clock| clock.get(&self.owners[at])).is_some_and(|seen| *seen > at);
-        let all = step.accesses.iter().flat_map(|access| self.conflicts(access));
-        all.filter(|at| self.owners[*at] != step.task && !known(*at)).max()
+        let mut conflicts: Vec<(usize, Touch, &Access)> = Vec::new();
+        for access in &step.accesses {
+            conflicts.extend(self.conflicts(access).map(|(before, touch)| (before, touch, access)));
+        }
+        conflicts.sort_by_key(|(before, ..)| std::cmp::Reverse(*before));
+        let own = clock.clone();
+        for (before, touch, access) in conflicts {
+            let owner = self.owners[before];
+            if owner == step.task || knows(&clock, owner, before) {
+                continue;
+            }
+            if let Some(before) = self.turned(before, touch, access, &own) {
+                let needed = matches!(access.touch, Touch::Take | Touch::Acquire | Touch::AcquireShared);
+                races.push(Race { before, task: step.task, needed });
+            }
+            join(&mut clock, &self.clocks[before]);
+        }
+        self.add(at, step, clock);
+        races
     }
 
-    /// Tasks with a step after `before` that had to come before step `at`, which is the next.
-    fn helpers(&self, steps: &[Step], before: usize, at: usize) -> Vec<usize> {
-        let Some(clock) = self.tasks.get(&steps[at].task) else { return Vec::new() };
-        let since = |task: &usize| clock.get(task).is_some_and(|seen| *seen > before + 1);
-        clock.keys().copied().filter(|task| *task != steps[before].task && since(task)).collect()
+    /// The step before which `access` might have been made rather than after `before`: that one, or the one that it ends, or none.
+    fn turned(&self, before: usize, touch: Touch, access: &Access, own: &Clock) -> Option<usize> {
+        match (access.touch, touch) {
+            (Touch::After | Touch::Stays, _) => None,
+            // A lock has to be unlocked first; but it might have been locked later.
+            (Touch::Acquire | Touch::AcquireShared, Touch::Release | Touch::ReleaseShared) => {
+                let locked = |touch| !matches!(touch, Touch::Release | Touch::ReleaseShared);
+                let all = self.objects.get(&access.object)?;
+                let earlier = || all.iter().rev().filter(|(at, touch)| *at < before && locked(*touch));
+                let owner = self.owners[before];
+                let mine = earlier().find(|(at, _)| self.owners[*at] == owner);
+                let at = mine.or_else(|| earlier().next())?.0;
+                (!knows(own, self.owners[at], at)).then_some(at)
+            }
+            _ => Some(before),
+        }
     }
 
-    fn push(&mut self, at: usize, step: &Step) {
-        let mut clock = self.tasks.get(&step.task).cloned().unwrap_or_default();
-        if step.barrier {
-            for other in &self.clocks {
-                join(&mut clock, other);
-            }
+    fn add(&mut self, at: usize, step: &Step, mut clock: Clock) {
+        if clock.len() <= step.task {
+            clock.resize(step.task + 1, 0);
         }
-        for access in &step.accesses {
-            for other in self.conflicts(access).collect::<Vec<_>>() {
-                join(&mut clock, &self.clocks[other]);
-            }
+        clock[step.task] = at + 1;
+        for access in step.accesses.iter().filter(|access| access.touch != Touch::Stays) {
+            self.objects.entry(access.object).or_default().push((at, access.touch));
         }
-        clock.insert(step.task, at + 1);
-        for access in &step.accesses {
-            let object = self.objects.entry(access.object).or_default();
-            if access.write {
-                object.write = Some(at);
-                object.reads.clear();
-            } else {
-                object.reads.insert(step.task, at);
-            }
-        }
-        self.tasks.insert(step.task, clock.clone());
+        let task = self.tasks.entry(step.task).or_default();
+        task.0.clone_from(&clock);
+        task.1.push(at);
         self.clocks.push(clock);
         self.owners.push(step.task);
+    }
+
+    /// Of the steps after `before` that need not come after it, up to `at`: the tasks of those that need not come after another.
+    fn initials(&self, before: usize, at: usize) -> Vec<usize> {
+        let who = self.owners[before];
+        let mut firsts: Vec<(usize, usize)> = Vec::new();
+        let mut initials = Vec::new();
+        for next in before + 1..=at {
+            let (task, clock) = (self.owners[next], &self.clocks[next]);
+            if (next != at && knows(clock, who, before)) || firsts.iter().any(|(first, _)| *first == task) {
+                continue;
+            }
+            if !firsts.iter().any(|(first, step)| knows(clock, *first, *step)) {
+                initials.push(task);
+            }
+            firsts.push((task, next));
+        }
+        initials
     }
 }

@@ -32,19 +32,19 @@ type FreeView<T> = Free<T, VecView<SlotPtr<T>>>;
 impl<T> FreeView<T> {
     #[inline]
     fn take(&self) -> Option<SlotPtr<T>> {
-        let own = self.own.this().lock().pop();
+        let own = self.own.this().lock_pool().pop();
         own.or_else(|| self.take_other())
     }
 
     #[cold]
     fn take_other(&self) -> Option<SlotPtr<T>> {
-        let slot = self.list.lock().pop();
-        slot.or_else(|| self.own.iter().find_map(|own| own.lock().pop()))
+        let slot = self.list.lock_pool().pop();
+        slot.or_else(|| self.own.iter().find_map(|own| own.lock_pool().pop()))
     }
 
     #[inline]
     fn put(&self, slot: SlotPtr<T>) {
-        let kept = self.own.this().lock().push(slot);
+        let kept = self.own.this().lock_pool().push(slot);
         if let Err(slot) = kept {
             self.put_other(slot);
         }
@@ -53,15 +53,15 @@ impl<T> FreeView<T> {
     #[cold]
     fn put_other(&self, slot: SlotPtr<T>) {
         // As the list has room for every slot once, this cannot fail.
-        let room = self.list.lock().push(slot).is_ok();
+        let room = self.list.lock_pool().push(slot).is_ok();
         debug_assert!(room, "a slot was returned twice");
     }
 
     /// How many there are: exactly, while none is taken or given back.
     fn len(&self) -> usize {
         // One lock at a time.
-        let listed = self.list.lock().len();
-        listed + self.own.iter().map(|own| own.lock().len()).sum::<usize>()
+        let listed = self.list.lock_pool().len();
+        listed + self.own.iter().map(|own| own.lock_pool().len()).sum::<usize>()
     }
 }
 
@@ -119,7 +119,7 @@ impl<T, const N: usize> Pool<T, N> {
             slots.push(Slot { value: MaybeUninit::uninit(), home }, flags)?;
         }
         {
-            let mut list = free.list.lock();
+            let mut list = free.list.lock_pool();
             // Backwards: the first objects are those at the lowest addresses.
             for slot in slots.iter_mut().rev() {
                 // INVARIANT: Each slot is put on the list once.
@@ -155,7 +155,9 @@ impl<T, const N: usize> Pool<T, N> {
         }
         // INVARIANT: Taken off the list, the slot belongs to the FreeSlot.
         let free: &FreeView<T> = &**self.free;
-        free.take().map(|slot| FreeSlot(slot.0))
+        let slot = free.take()?;
+        crate::sched::sched_reused(slot.0.as_ptr().cast(), size_of::<Slot<T>>());
+        Some(FreeSlot(slot.0))
     }
 
     /// How many objects can be had at this moment. While objects are taken and given back it is not exact.

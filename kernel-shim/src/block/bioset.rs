@@ -89,7 +89,7 @@ impl BioSet {
         }
         // From here on only through pointers of this one derivation.
         let first = self.storage.as_mut_ptr();
-        let mut free = self.free.this().lock();
+        let mut free = self.free.this().lock_pool();
         for i in (0..nr).rev() {
             // SAFETY: `i` is inside the vector, whose memory stays where it is.
             let bio = unsafe { NonNull::new_unchecked(first.add(i)) };
@@ -111,14 +111,14 @@ impl BioSet {
     }
 
     fn available(&self) -> usize {
-        self.free.iter().map(|free| free.lock().available).sum()
+        self.free.iter().map(|free| free.lock_pool().available).sum()
     }
 
     /// Takes one, made ready for `opf`, if there is one. Any context.
     #[inline]
     pub(crate) fn try_get(&self, opf: ReqOpf) -> Option<BioPtr> {
         // The list is unlocked before the others are looked at.
-        let own = self.free.this().lock().pop();
+        let own = self.free.this().lock_pool().pop();
         let head = match own {
             Some(head) => head,
             None => self.take_from_others()?,
@@ -131,7 +131,7 @@ impl BioSet {
 
     #[cold]
     fn take_from_others(&self) -> Option<NonNull<Bio>> {
-        self.free.iter().find_map(|free| free.lock().pop())
+        self.free.iter().find_map(|free| free.lock_pool().pop())
     }
 
     /// Takes one, sleeping until there is one.
@@ -156,7 +156,7 @@ impl BioSet {
     /// `bio` must be of this set and off its list, and the caller its only owner.
     #[inline]
     pub(crate) unsafe fn put(&self, bio: NonNull<Bio>) {
-        let mut free = self.free.this().lock();
+        let mut free = self.free.this().lock_pool();
         // SAFETY: the caller's promise.
         unsafe { free.push(bio) };
         if self.waiters.load(Ordering::Relaxed) != 0 {

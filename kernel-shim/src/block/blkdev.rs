@@ -612,6 +612,8 @@ impl<'a> IoBatch<'a> {
                 self.0.put();
                 BIO.might_wait();
                 self.0.done.wait();
+                // All who counted down have come before this, in whatever order.
+                sched::sched_touch(core::ptr::from_ref(&self.0.pending).cast(), sched::Touch::After);
             }
         }
         let batch = Self { bdev, pending: AtomicU32::new(1), status: AtomicI32::new(0), done: Completion::new() };
@@ -648,7 +650,8 @@ impl<'a> IoBatch<'a> {
     }
 
     fn put(&self) {
-        sched::sched_access(core::ptr::from_ref(&self.pending).cast(), true);
+        // Who is the last does the same, whoever it is.
+        sched::sched_touch(core::ptr::from_ref(&self.pending).cast(), sched::Touch::Add);
         if self.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.done.complete();
         }
@@ -674,11 +677,13 @@ pub fn submit_bio_wait(bdev: &Bdev, mut bio: BioPtr) -> Result {
         drop(bio);
         // Read before the store: with it goes the waiter's stack. Tasks live for ever.
         let task = wait.task;
+        sched::sched_access(core::ptr::from_ref(&wait.state).cast(), true);
         wait.state.store(state, Ordering::Release);
         sched::unpark(task);
     };
     submit_bio_last(bdev, bio);
     BIO.might_wait();
+    sched::sched_wait(sched::Point::Wait, &wait.state, |state| state.load(Ordering::Relaxed) != PENDING);
     loop {
         match wait.state.load(Ordering::Acquire) {
             PENDING => sched::schedule(),

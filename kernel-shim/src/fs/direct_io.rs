@@ -149,6 +149,7 @@ impl Flight {
     #[inline]
     fn land(&self) {
         BIO.might_wait();
+        sched::sched_wait(sched::Point::Wait, &self.refcount, |refcount| refcount.load(Ordering::Relaxed) == 1);
         while self.references() != 1 {
             sched::schedule();
         }

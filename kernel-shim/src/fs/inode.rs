@@ -398,7 +398,7 @@ impl<F: FileSystem> Inode<F> {
     #[inline]
     #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn inode_dio_begin(&self) -> DioCount<'_, F> {
-        sched_point(Point::Atomic, core::ptr::from_ref(&self.hot.i_dio_count).cast());
+        sched_point(Point::Add, core::ptr::from_ref(&self.hot.i_dio_count).cast());
         self.i_dio_dep.hold_tried(Mode::Read);
         self.hot.i_dio_count.fetch_add(1, Ordering::Acquire);
         DioCount { inode: self }

@@ -106,6 +106,18 @@ pub enum Point {
     Unlock,
     /// Unlock an rwsem that it has locked for reading.
     UnlockShared,
+    /// Lock a mutex, or an rwsem for writing, if it is free.
+    TryLock,
+    /// Lock an rwsem for reading, if nobody writes.
+    TryLockShared,
+    /// Take something from a pool, or give it back: who gets which piece makes no difference. Or join a queue, or leave it.
+    Pool,
+    /// Sleep until something has been done, unless it has been already.
+    Wait,
+    /// Sleep until something holds, which it then does for ever, unless it does already.
+    Passed,
+    /// Add to an atomic, and not care for what it was.
+    Add,
     /// Change an atomic that others look at.
     Atomic,
     /// Look at one.
@@ -130,14 +142,70 @@ pub enum Point {
     Exit,
 }
 
-impl Point {
-    /// Whether it changes its object; `None` if it does nothing to it that matters.
-    pub fn writes(self) -> Option<bool> {
-        match self {
-            Self::LockShared | Self::UnlockShared | Self::Load => Some(false),
-            Self::Yield | Self::Trace | Self::Park | Self::Submit => None,
-            _ => Some(true),
+/// What a step does to an object. Two that both only look at it, or that both add to it, may change places; others may not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// Look at it.
+    Look,
+    /// Change it.
+    Change,
+    /// Add to it.
+    Add,
+    /// Lock it for oneself. Not possible before it is free.
+    Acquire,
+    /// Lock it together with others. Not possible before it is free.
+    AcquireShared,
+    /// The end of [`Acquire`](Touch::Acquire).
+    Release,
+    /// The end of [`AcquireShared`](Touch::AcquireShared).
+    ReleaseShared,
+    /// Take what another has left. Not possible before it is there.
+    Take,
+    /// See something that stays so, whatever is done to it later. Not possible before.
+    Stays,
+    /// See the end of what it is: nothing can be in a race with that.
+    After,
+}
+
+impl Touch {
+    /// Whether two steps that do this to the same object may change places.
+    pub fn commutes(self, other: Touch) -> bool {
+        let looks = |touch| matches!(touch, Self::Look | Self::AcquireShared | Self::ReleaseShared);
+        let same = (looks(self) && looks(other)) || (self == Self::Add && other == Self::Add);
+        same || self == Self::Stays || other == Self::Stays
+    }
+
+    /// Of one step, both.
+    pub fn and(self, other: Touch) -> Touch {
+        match (self, other) {
+            (a, b) if a == b => a,
+            (a, Self::Look | Self::Stays) | (Self::Look | Self::Stays, a) => a,
+            // A whole life in one step.
+            (Self::After, _) | (_, Self::After) => Self::After,
+            (Self::Take, _) | (_, Self::Take) => Self::Take,
+            _ => Self::Change,
         }
+    }
+}
+
+impl Point {
+    /// What it does to its object; `None` if it does nothing to it that matters. With `lock_steps` locking a lock is one step.
+    pub fn touch(self, lock_steps: bool) -> Option<Touch> {
+        Some(match self {
+            Self::Lock if lock_steps => Touch::Acquire,
+            Self::LockShared if lock_steps => Touch::AcquireShared,
+            Self::Unlock if lock_steps => Touch::Release,
+            Self::UnlockShared if lock_steps => Touch::ReleaseShared,
+            Self::Pool if lock_steps => return None,
+            Self::Wait | Self::Passed if !lock_steps => return None,
+            Self::Passed => Touch::Stays,
+            Self::LockShared | Self::UnlockShared | Self::TryLockShared | Self::Load => Touch::Look,
+            Self::Add => Touch::Add,
+            Self::Start => Touch::After,
+            Self::Woken | Self::Wait => Touch::Take,
+            Self::Yield | Self::Trace | Self::Park | Self::Submit => return None,
+            _ => Touch::Change,
+        })
     }
 }
 
@@ -151,11 +219,40 @@ pub fn sched_point(kind: Point, object: *const ()) {
     let _ = (kind, object);
 }
 
+/// [`sched_point`] of who sleeps until something else has happened: a simulation in which locking is one step has the running task wait
+/// here until `free` holds of `object`, and so knows none of the orders in which queues are joined and left. `free` only looks. Whether
+/// it has waited so: else it is the caller who does.
+#[inline(always)]
+pub fn sched_wait<T>(kind: Point, object: &T, free: impl Fn(&T) -> bool) -> bool {
+    #[cfg(all(feature = "sim", not(feature = "bare")))]
+    return sim::wait(kind, object, free);
+    #[cfg(not(all(feature = "sim", not(feature = "bare"))))]
+    {
+        let _ = (kind, object, free);
+        false
+    }
+}
+
+/// Tells a simulation that this memory is in use again, for something else: pools do not go through the allocator.
+#[inline(always)]
+pub(crate) fn sched_reused(at: *const (), bytes: usize) {
+    #[cfg(all(feature = "sim", not(feature = "bare")))]
+    sim::allocated(at.addr(), bytes);
+    #[cfg(not(all(feature = "sim", not(feature = "bare"))))]
+    let _ = (at, bytes);
+}
+
+/// Tells a simulation what the running step does to `object`. Nothing without feature `sim`.
+#[inline(always)]
+pub fn sched_touch(object: *const (), touch: Touch) {
+    #[cfg(all(feature = "sim", not(feature = "bare")))]
+    sim::touch(object.addr(), touch);
+    #[cfg(not(all(feature = "sim", not(feature = "bare"))))]
+    let _ = (object, touch);
+}
+
 /// Tells a simulation that the running step looks at `object`, or changes it. Nothing without feature `sim`.
 #[inline(always)]
 pub fn sched_access(object: *const (), write: bool) {
-    #[cfg(all(feature = "sim", not(feature = "bare")))]
-    sim::access(object.addr(), write);
-    #[cfg(not(all(feature = "sim", not(feature = "bare"))))]
-    let _ = (object, write);
+    sched_touch(object, if write { Touch::Change } else { Touch::Look });
 }

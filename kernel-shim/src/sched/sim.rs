@@ -7,6 +7,8 @@
 //! * Tasks change places at `point`s only: before a spinlock is taken, before a mutex or rwsem is locked or unlocked, before a wake-up,
 //!   before marked atomics ([`sched_point`](super::sched_point)), at tracepoints, where requests go to the device, and where a task sleeps.
 //!   Under a spinlock and in interrupt context there is none: such a section is one step, and nobody ever spins.
+//! * With [`Config::lock_steps`] locking is one step: a task does not run before it can have the lock, or before what it waits for
+//!   has been done, and so none ever stands in a lock's queue. That is for exhaustive runs, which have too many orders as it is.
 //! * Time is virtual. It stands still while anybody can run; then it jumps to the next deadline. That is done by a task of its own, the
 //!   clock, which also sees that nobody ever will run again: a deadlock or a lost wake-up.
 //! * What a step touches is kept, if wanted, for schedulers that leave out orders that make no difference: [`Step`].
@@ -27,7 +29,7 @@ use std::vec::Vec;
 use shuttle::thread::Thread;
 
 use super::host::{CURRENT, IRQ_DEPTH, SPIN_DEPTH};
-use super::{Point, Task};
+use super::{Point, Task, Touch};
 use crate::sync::lockdep;
 
 pub use driver::{Config, Failure, Policy, Recorded, run};
@@ -63,8 +65,36 @@ struct Sleeper {
     alive: bool,
     /// Made by the world, not by what it tests.
     own: bool,
+    /// What must hold before it can go on.
+    until: Option<Until>,
     /// Where it was last.
     last: (Point, usize),
+}
+
+/// What a task waits for without sleeping.
+#[derive(Clone, Copy)]
+enum Until {
+    /// This says so. It lives as long as the task waits.
+    Free(*const dyn Fn() -> bool),
+    /// Another's end.
+    Ended(usize),
+}
+
+impl Until {
+    fn holds(self, tasks: &[Sleeper]) -> bool {
+        match self {
+            // SAFETY: it is on the stack of the task, which is in `wait_inside`.
+            Self::Free(free) => unsafe { (*free)() },
+            Self::Ended(id) => !tasks[id].alive,
+        }
+    }
+}
+
+impl Sleeper {
+    /// Whether it waits for something that does not hold.
+    fn blocked(&self, tasks: &[Sleeper]) -> bool {
+        self.until.is_some_and(|until| !until.holds(tasks))
+    }
 }
 
 /// A run.
@@ -80,6 +110,8 @@ struct State {
     nr_cpus: u32,
     hook: Option<Hook>,
     in_hook: bool,
+    /// Locking is one step.
+    lock_steps: bool,
     /// Decisions so far.
     steps: u64,
     record: record::Recorder,
@@ -147,21 +179,87 @@ fn point_inside(kind: Point, object: usize) {
 
 /// Notes what the running step touches, without a change of tasks.
 #[inline]
-pub(super) fn access(object: usize, write: bool) {
+pub(super) fn touch(object: usize, touch: Touch) {
     if inside() {
         with(|state| {
             if !state.in_hook {
-                state.record.access(object, write);
+                state.record.access(object, touch);
             }
         });
     }
+}
+
+/// [`point`], and the task does not go on before `free` holds, if locking is one step.
+#[inline]
+pub(super) fn wait<T>(kind: Point, object: &T, free: impl Fn(&T) -> bool) -> bool {
+    inside() && { wait_inside(kind, core::ptr::from_ref(object).addr(), &|| free(object)) }
+}
+
+#[cold]
+fn wait_inside(kind: Point, object: usize, free: &dyn Fn() -> bool) -> bool {
+    if !with(|state| state.lock_steps) {
+        // What only waits has points of its own.
+        if !matches!(kind, Point::Wait | Point::Passed) {
+            point_inside(kind, object);
+        }
+        return false;
+    }
+    if !atomic() && with(|state| !state.in_hook && (state.quiet == 0 || !free())) {
+        // SAFETY: only the lifetime is another, and it is forgotten below.
+        let until =
+            Until::Free(unsafe { core::mem::transmute::<*const dyn Fn() -> bool, *const dyn Fn() -> bool>(free) });
+        // Who has I/O plugged finds out that it has to sleep, and submits that first.
+        let plugged = crate::block::plug::holds_some();
+        if plugged {
+            until_then(None);
+        }
+        if plugged && !free() {
+            with(|state| state.record.access(object, Touch::Look));
+            super::flush_plug();
+        }
+        if !plugged || !free() {
+            until_then(Some(until));
+        }
+    }
+    if matches!(kind, Point::Wait | Point::Passed) {
+        // Who does what this waits for may wake it: it is awake.
+        super::host::current().token().store(EMPTY, Ordering::Relaxed);
+    }
+    with(|state| state.note(kind, object));
+    true
+}
+
+/// Others may run, and do so until that holds.
+fn until_then(until: Option<Until>) {
+    let set = |until| {
+        with(|state| {
+            let current = state.current;
+            state.tasks[current].until = until;
+        });
+    };
+    step_hook();
+    set(until);
+    switch();
+    set(None);
+}
+
+/// Lets others run until `task` has ended, if locking is one step: what there is to its end beside is not looked at in all orders.
+pub fn ended(task: &Task) {
+    if !inside() || with(|state| !state.lock_steps) {
+        return;
+    }
+    let until = Until::Ended(task.host.sim.load(Ordering::Relaxed) as usize);
+    if with(|state| !until.holds(&state.tasks)) {
+        until_then(Some(until));
+    }
+    with(|state| state.record.access(core::ptr::from_ref(task).addr(), Touch::After));
 }
 
 /// What is in this memory has names of its own from now on.
 #[inline]
 pub(super) fn allocated(at: usize, bytes: usize) {
     if inside() {
-        with(|state| state.record.allocated(at, bytes));
+        with(|state| state.record.allocated(state.current, at, bytes));
     }
 }
 
@@ -204,14 +302,17 @@ impl State {
             nr_cpus: config.nr_cpus.max(1),
             hook: None,
             in_hook: false,
+            lock_steps: config.lock_steps,
             steps: 0,
-            record: record::Recorder::new(config.recording),
+            record: record::Recorder::new(config.recording, config.lock_steps),
             policy,
         }
     }
 
     fn may_switch(&self, kind: Point) -> bool {
-        !self.in_hook && (self.quiet == 0 || kind == Point::Yield)
+        // What touches nothing is as well done with what was before.
+        let nothing = self.lock_steps && matches!(kind, Point::Trace | Point::Submit | Point::Pool);
+        !self.in_hook && !nothing && (self.quiet == 0 || kind == Point::Yield)
     }
 
     fn note(&mut self, kind: Point, object: usize) {
@@ -236,7 +337,7 @@ impl State {
         lockdep::start_of(task);
         task.host.sim.store(id as u32, Ordering::Relaxed);
         task.host.cpu.store(id as u32 % self.nr_cpus, Ordering::Relaxed);
-        self.record.allocated(core::ptr::from_ref(task).addr(), size_of::<Task>());
+        self.record.allocated(self.current, core::ptr::from_ref(task).addr(), size_of::<Task>());
         self.tasks.push(Sleeper {
             task,
             thread: None,
@@ -244,6 +345,7 @@ impl State {
             deadline_ns: None,
             alive: true,
             own: id == 0,
+            until: None,
             last: (Point::Start, 0),
         });
         (id, task)
@@ -255,6 +357,7 @@ impl State {
         for (id, sleeper) in self.tasks.iter().enumerate().filter(|(id, s)| s.alive && *id != CLOCK) {
             let (point, object) = sleeper.last;
             let state = match (sleeper.parked, sleeper.deadline_ns) {
+                (false, _) if sleeper.blocked(&self.tasks) => String::from("waits"),
                 (false, _) => String::from("can run"),
                 (true, None) => String::from("sleeps"),
                 (true, Some(at)) => format!("sleeps until {at} ns"),
@@ -280,7 +383,8 @@ fn tick() -> Tick {
         if !state.tasks.iter().enumerate().any(|(id, s)| s.alive && id != CLOCK) {
             return Tick::Over;
         }
-        if state.tasks.iter().enumerate().any(|(id, s)| s.alive && !s.parked && id != CLOCK) {
+        let can_run = |s: &Sleeper| s.alive && !s.parked && !s.blocked(&state.tasks);
+        if state.tasks.iter().enumerate().any(|(id, s)| id != CLOCK && can_run(s)) {
             return Tick::Others;
         }
         state.ticks += 1;
@@ -326,7 +430,7 @@ pub(super) fn park(deadline_ns: Option<u64>) {
     let task = super::host::current();
     let me = core::ptr::from_ref(task);
     if task.token().swap(EMPTY, Ordering::Relaxed) == NOTIFIED {
-        return access(me.addr(), true);
+        return with(|state| state.record.access(me.addr(), Touch::Take));
     }
     if deadline_ns.is_some_and(|deadline| deadline <= now_ns()) {
         return point(Point::Yield, 0);
@@ -421,7 +525,7 @@ pub(crate) fn start(name: &'static str, f: impl FnOnce() + Send + 'static) -> &'
     resumed(me);
     with(|state| {
         state.tasks[id].thread = Some(handle.thread().clone());
-        state.record.access(core::ptr::from_ref(task).addr(), true);
+        state.record.access(core::ptr::from_ref(task).addr(), Touch::Change);
     });
     task
 }
@@ -441,7 +545,10 @@ pub struct Quiet(());
 /// No more changes of tasks than needed, for what a world prepares. A no-op outside of simulations.
 pub fn quiet() -> Quiet {
     if inside() {
-        with(|state| state.quiet += 1);
+        with(|state| {
+            state.quiet += 1;
+            state.record.hush();
+        });
     }
     Quiet(())
 }
@@ -464,7 +571,8 @@ impl Drop for Quiet {
 pub fn settle() {
     let busy = |state: &mut State| {
         let current = state.current;
-        state.tasks.iter().enumerate().any(|(id, s)| s.alive && !s.parked && id != CLOCK && id != current)
+        let can_run = |s: &Sleeper| s.alive && !s.parked && !s.blocked(&state.tasks);
+        state.tasks.iter().enumerate().any(|(id, s)| id != CLOCK && id != current && can_run(s))
     };
     while with(busy) {
         yield_now();

@@ -5,7 +5,7 @@ use core::fmt;
 
 use super::SpinLock;
 use super::waiter::{WaitList, Waiter, Want};
-use crate::sched;
+use crate::sched::{self, Point, sched_wait};
 
 /// Counts what has been completed and not yet been waited for.
 ///
@@ -48,6 +48,8 @@ impl Completion {
     #[doc(alias = "wait_for_completion")]
     pub fn wait(&self) {
         sched::might_sleep();
+        // Its holders never change tasks: it is free.
+        sched_wait(Point::Wait, &self.state, |state| state.peek(|state| state.done) != Some(0));
         if self.try_wait() {
             return;
         }

@@ -19,7 +19,7 @@ use super::SpinLock;
 use super::atomic::{AtomicUsize, Ordering};
 use super::lockdep::{Dep, Kind, Mode};
 use super::waiter::{WaitList, Waiter, Want};
-use crate::sched::{self, Point, Task, sched_point};
+use crate::sched::{self, Point, Task, sched_point, sched_wait};
 
 /// Mutual exclusion for threads that may sleep while they hold it. Only the thread that has locked it
 /// unlocks it; never in interrupt context.
@@ -270,7 +270,7 @@ unsafe impl RawMutex for RawSleepMutex {
     #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn lock(&self) {
         sched::might_sleep();
-        sched_point(Point::Lock, core::ptr::from_ref(self).cast());
+        sched_wait(Point::Lock, self, |lock| lock.owner.load(Ordering::Relaxed) == 0);
         let checked = self.dep.check(Mode::Write);
         let me = current_word();
         if self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
@@ -283,7 +283,7 @@ unsafe impl RawMutex for RawSleepMutex {
     #[inline]
     #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn try_lock(&self) -> bool {
-        sched_point(Point::Lock, core::ptr::from_ref(self).cast());
+        sched_point(Point::TryLock, core::ptr::from_ref(self).cast());
         let me = current_word();
         let locked =
             self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok() || self.try_lock_slow(me);

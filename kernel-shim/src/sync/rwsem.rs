@@ -19,7 +19,7 @@ use super::SpinLock;
 use super::atomic::{AtomicUsize, Ordering};
 use super::lockdep::{Dep, Kind, Mode};
 use super::waiter::{Granted, WaitList, Waiter, Want};
-use crate::sched::{self, Point, sched_access, sched_point};
+use crate::sched::{self, Point, sched_access, sched_point, sched_wait};
 
 /// Shared among readers, exclusive to a writer, first come first served. The holders may sleep. Not
 /// recursive, not even for readers; never in interrupt context.
@@ -237,7 +237,7 @@ unsafe impl RawRwLock for RawRwSem {
     #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn lock_shared(&self) {
         sched::might_sleep();
-        sched_point(Point::LockShared, core::ptr::from_ref(self).cast());
+        sched_wait(Point::LockShared, self, |sem| sem.count.load(Ordering::Relaxed) & (WRITER | WAITERS) == 0);
         let checked = self.dep.check(Mode::Read);
         if self.count.fetch_add(READER, Ordering::Acquire) & (WRITER | WAITERS) != 0 {
             self.lock_shared_slow();
@@ -249,7 +249,7 @@ unsafe impl RawRwLock for RawRwSem {
     #[inline]
     #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn try_lock_shared(&self) -> bool {
-        sched_point(Point::LockShared, core::ptr::from_ref(self).cast());
+        sched_point(Point::TryLockShared, core::ptr::from_ref(self).cast());
         let mut count = self.count.load(Ordering::Relaxed);
         while count & (WRITER | WAITERS) == 0 {
             match self.count.compare_exchange_weak(count, count + READER, Ordering::Acquire, Ordering::Relaxed) {
@@ -279,7 +279,7 @@ unsafe impl RawRwLock for RawRwSem {
     #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn lock_exclusive(&self) {
         sched::might_sleep();
-        sched_point(Point::Lock, core::ptr::from_ref(self).cast());
+        sched_wait(Point::Lock, self, |sem| sem.count.load(Ordering::Relaxed) == 0);
         let checked = self.dep.check(Mode::Write);
         if self.count.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_err() {
             self.lock_exclusive_slow();
@@ -291,7 +291,7 @@ unsafe impl RawRwLock for RawRwSem {
     #[inline]
     #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     fn try_lock_exclusive(&self) -> bool {
-        sched_point(Point::Lock, core::ptr::from_ref(self).cast());
+        sched_point(Point::TryLock, core::ptr::from_ref(self).cast());
         let locked = self.count.compare_exchange(0, WRITER, Ordering::Acquire, Ordering::Relaxed).is_ok();
         if locked {
             self.dep.hold_tried(Mode::Write);

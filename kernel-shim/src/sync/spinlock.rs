@@ -71,7 +71,21 @@ impl<T: ?Sized> SpinLock<T> {
     #[inline]
     #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
     pub fn lock(&self) -> SpinLockGuard<'_, T> {
-        sched_point(Point::Spin, core::ptr::from_ref(self).cast());
+        self.lock_as(Point::Spin)
+    }
+
+    /// [`lock`](SpinLock::lock) of a list of pieces that are all alike, or of waiters, which a simulation need not try in all orders:
+    /// nothing depends on who gets which. Whoever finds the list empty must look again in a way that it does notice.
+    #[inline]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
+    pub(crate) fn lock_pool(&self) -> SpinLockGuard<'_, T> {
+        self.lock_as(Point::Pool)
+    }
+
+    #[inline(always)]
+    #[cfg_attr(all(feature = "lockdep", debug_assertions), track_caller)]
+    fn lock_as(&self, kind: Point) -> SpinLockGuard<'_, T> {
+        sched_point(kind, core::ptr::from_ref(self).cast());
         let checked = self.dep.check(Mode::Write);
         // Off before the lock is ours: a handler on this CPU that wants it would spin for ever.
         let irq = sched::irq_save();
@@ -100,6 +114,14 @@ impl<T: ?Sized> SpinLock<T> {
                 None
             }
         }
+    }
+
+    /// A look at the value for [`sched_wait`](sched::sched_wait): a simulation is at no point where the lock is held. `None` if it is
+    /// nevertheless.
+    pub fn peek<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        let _guard = self.raw.try_lock()?;
+        // SAFETY: the lock is held.
+        Some(look(unsafe { &*self.data.get() }))
     }
 
     /// The value, to whoever has the lock to himself.

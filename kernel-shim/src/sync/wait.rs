@@ -6,7 +6,7 @@ use core::fmt;
 use super::SpinLock;
 use super::atomic::{AtomicU32, Ordering, fence};
 use super::waiter::{WaitList, Waiter, Want};
-use crate::sched::{self, sched_access};
+use crate::sched::{self, Point, Touch, sched_touch, sched_wait};
 
 /// A queue of threads that wait, each for a condition of its own.
 ///
@@ -60,6 +60,7 @@ impl WaitQueue {
                 return true;
             }
             match deadline_ns {
+                None if sched_wait(Point::Wait, &self.list, |_| !waiter.is_queued()) => {}
                 None => sched::schedule(),
                 Some(deadline) if sched::now_ns() >= deadline => return false,
                 Some(deadline) => sched::schedule_until(deadline),
@@ -88,7 +89,7 @@ impl WaitQueue {
     #[doc(alias = "wq_has_sleeper")]
     #[inline]
     pub fn has_waiters(&self) -> bool {
-        sched_access(core::ptr::from_ref(&self.list).cast(), false);
+        sched_touch(core::ptr::from_ref(&self.list).cast(), Touch::Add);
         // What the caller changed before the look into the queue: see `wait`.
         fence(Ordering::SeqCst);
         self.nr_waiters.load(Ordering::Relaxed) != 0
@@ -104,7 +105,7 @@ impl WaitQueue {
 
     #[cold]
     fn wake(&self, max: u32) {
-        let mut list = self.list.lock();
+        let mut list = self.list.lock_pool();
         // All under the lock, so that the woken cannot queue again and be woken again.
         for _ in 0..max {
             if !list.wake_first() {
@@ -136,7 +137,7 @@ struct Place<'a> {
 impl Place<'_> {
     /// Stands in the queue from now on, at its end if it did not before.
     fn take(&self) {
-        let mut list = self.queue.list.lock();
+        let mut list = self.queue.list.lock_pool();
         if !self.waiter.is_queued() {
             // SAFETY: In no list; and it leaves this one in `drop`, before the waiter goes.
             unsafe { list.push_back(self.waiter) };
@@ -147,7 +148,7 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut list = self.queue.list.lock();
+        let mut list = self.queue.list.lock_pool();
         if self.waiter.is_queued() {
             // SAFETY: It is in this list.
             unsafe { list.remove(self.waiter) };

@@ -56,11 +56,19 @@ pub struct Config {
     pub max_steps: usize,
     /// What is noted down.
     pub recording: Recording,
+    /// Locking is one step: see the head of [`sched::sim`](super).
+    pub lock_steps: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { stack_size: 512 << 10, nr_cpus: 4, max_steps: 1_000_000, recording: Recording::Nothing }
+        Self {
+            stack_size: 512 << 10,
+            nr_cpus: 4,
+            max_steps: 1_000_000,
+            recording: Recording::Nothing,
+            lock_steps: false,
+        }
     }
 }
 
@@ -114,6 +122,7 @@ impl Driver {
         if hold && let Some(current) = current {
             return Some(current);
         }
+        with(|state| self.runnable.retain(|id| !state.tasks[*id].blocked(&state.tasks)));
         let yielding = yielding && current.is_some();
         // The clock runs when nobody else can.
         let others = self.runnable.iter().any(|id| *id != CLOCK && !(yielding && Some(*id) == current));

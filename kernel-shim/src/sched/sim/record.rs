@@ -7,7 +7,7 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
-use crate::sched::Point;
+use crate::sched::{Point, Touch};
 
 /// What is noted down of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,14 +20,14 @@ pub enum Recording {
     Steps,
 }
 
-/// An object that a step touched, and whether it may have changed it.
+/// An object that a step touched, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
     /// Its number. From [`Access::STABLE`] on it is the same in all runs with the same decisions so far: allocated memory, sectors. Below,
     /// it says how many others were touched before it: stacks, what the world itself has allocated.
     pub object: usize,
-    /// Changed.
-    pub write: bool,
+    /// What was done to it.
+    pub touch: Touch,
 }
 
 impl Access {
@@ -81,6 +81,8 @@ impl fmt::Debug for Entry {
 /// Takes the notes.
 pub(super) struct Recorder {
     wanted: Recording,
+    /// Locking is one step.
+    lock_steps: bool,
     /// Numbers of objects, in the order in which they were first seen: addresses differ between runs.
     objects: BTreeMap<usize, usize>,
     names: BTreeMap<usize, &'static str>,
@@ -92,9 +94,10 @@ pub(super) struct Recorder {
     digest: u64,
     /// How many numbers were given that are below [`Access::STABLE`].
     known: usize,
-    /// Memory in use, by address: its size, and how many others were allocated before.
+    /// Memory in use, by address: its size, and its number.
     allocations: BTreeMap<usize, (usize, usize)>,
-    nr_allocations: usize,
+    /// How many allocations each task has made.
+    nr_allocations: BTreeMap<usize, usize>,
 }
 
 fn mix(digest: u64, value: u64) -> u64 {
@@ -102,9 +105,10 @@ fn mix(digest: u64, value: u64) -> u64 {
 }
 
 impl Recorder {
-    pub(super) fn new(wanted: Recording) -> Self {
+    pub(super) fn new(wanted: Recording, lock_steps: bool) -> Self {
         Self {
             wanted,
+            lock_steps,
             objects: BTreeMap::new(),
             names: BTreeMap::new(),
             trace: Vec::new(),
@@ -115,7 +119,7 @@ impl Recorder {
             digest: 0,
             known: 0,
             allocations: BTreeMap::new(),
-            nr_allocations: 0,
+            nr_allocations: BTreeMap::new(),
         }
     }
 
@@ -130,40 +134,47 @@ impl Recorder {
         }
     }
 
+    /// What follows belongs to no decision: up to the next one nothing is noted.
+    pub(super) fn hush(&mut self) {
+        self.quiet = true;
+    }
+
     /// Time has passed.
     pub(super) fn barrier(&mut self) {
         self.barrier = true;
     }
 
     #[inline]
-    pub(super) fn access(&mut self, object: usize, write: bool) {
+    pub(super) fn access(&mut self, object: usize, touch: Touch) {
         if self.wanted == Recording::Steps {
-            self.access_slow(object, write);
+            self.access_slow(object, touch);
         }
     }
 
-    fn access_slow(&mut self, object: usize, write: bool) {
+    fn access_slow(&mut self, object: usize, touch: Touch) {
         if self.quiet {
             return;
         }
         let object = self.number(object);
         let Some(step) = self.steps.last_mut() else { return };
         match step.accesses.iter_mut().find(|access| access.object == object) {
-            Some(access) => access.write |= write,
+            Some(access) => access.touch = access.touch.and(touch),
             None => {
-                step.accesses.push(Access { object, write });
-                self.digest = mix(self.digest, object as u64 * 2 + u64::from(write));
+                step.accesses.push(Access { object, touch });
+                self.digest = mix(mix(self.digest, object as u64), touch as u64);
             }
         }
     }
 
-    /// Memory got a new use. Allocations have numbers, the same ones in all runs that have done the same so far.
+    /// Memory got a new use. Allocations have numbers, by who makes them and how many it has made: the same ones in all runs in which
+    /// that task has done the same so far.
     #[inline]
-    pub(super) fn allocated(&mut self, at: usize, bytes: usize) {
+    pub(super) fn allocated(&mut self, task: usize, at: usize, bytes: usize) {
         if self.wanted == Recording::Steps {
             self.freed(at, bytes);
-            self.allocations.insert(at, (bytes, self.nr_allocations));
-            self.nr_allocations += 1;
+            let count = self.nr_allocations.entry(task).or_default();
+            self.allocations.insert(at, (bytes, (task & 0xff) << 20 | (*count & 0xf_ffff)));
+            *count += 1;
         }
     }
 
@@ -204,8 +215,8 @@ impl Recorder {
         match self.wanted {
             Recording::Nothing => {}
             Recording::Steps => {
-                if let Some(write) = kind.writes() {
-                    self.access_slow(object, write);
+                if let Some(touch) = kind.touch(self.lock_steps) {
+                    self.access_slow(object, touch);
                 }
             }
             Recording::Trace => {
