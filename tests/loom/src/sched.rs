@@ -115,9 +115,23 @@ pub enum Point {
     LockShared,
     Unlock,
     UnlockShared,
+    TryLock,
+    TryLockShared,
+    Pool,
+    Wait,
+}
+
+/// As `kernel-shim`'s.
+pub enum Touch {
+    Add,
 }
 
 pub fn sched_point(_point: Point, _object: *const ()) {}
+pub fn sched_wait<T>(_point: Point, _object: &T, _free: impl Fn(&T) -> bool) -> bool {
+    false
+}
+pub fn sched_touch(_object: *const (), _touch: Touch) {}
+pub fn sched_reused(_at: *const (), _bytes: usize) {}
 pub fn sched_access(_object: *const (), _write: bool) {}
 pub fn flush_plug() {}
 pub fn might_sleep() {}
