@@ -154,7 +154,8 @@ fn report(args: &CompareArgs, results: &Results, target: &Path) -> Result<()> {
     let default = |given: &Option<PathBuf>, name| given.clone().unwrap_or_else(|| target.join(name));
     if !results.points.is_empty() {
         let svg = default(&args.plot, "compare.svg");
-        plot::draw(&results.points, &columns, &about, &svg)?;
+        let title = format!("Linux {} and our guest, {} CPUs", s.release, s.cpus);
+        plot::draw(&results.points, &columns, &title, &svg)?;
         println!("plot: {}", svg.display());
     }
     let json = default(&args.json, "compare.json");

@@ -75,7 +75,8 @@ where
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(80)
-        .build_cartesian_2d(-0.5..points.len() as f64 - 0.5, (low..high).log_scale())?;
+        // Room on the right for what the colours mean.
+        .build_cartesian_2d(-0.5..points.len() as f64 + 0.5, (low..high).log_scale())?;
     let label = |x: &f64| {
         let near = (0..points.len()).find(|i| (*i as f64 - x).abs() < 0.01);
         near.map_or_else(String::new, |i| points[i].label.clone())
