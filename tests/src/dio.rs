@@ -162,6 +162,7 @@ impl Mount {
         assert!(!inode.i_private().aio.aio_mutex.is_locked(), "the aio mutex is held");
         assert_eq!(inode.i_dio_count(), 0, "i_dio_count");
         self.sb.drain_direct_io();
+        assert!(!inode.i_private().aio.is_unwritten(), "a conversion is counted that never comes");
         let dio = &self.sb.s_fs_info().dio;
         dio.drain_trims();
         assert_eq!(dio.io_ends_available(), dio.io_ends(), "an io_end is missing");
