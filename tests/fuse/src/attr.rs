@@ -119,7 +119,7 @@ mod tests {
             let of_fuser = if tv_sec < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance };
             assert_eq!(timespec(of_fuser), time, "from the kernel");
             let on_top = Duration::from_nanos(u64::from(tv_nsec));
-            let second = UNIX_EPOCH + Duration::from_secs(1 << 32) - Duration::from_secs(((1 << 32) - tv_sec) as u64);
+            let second = UNIX_EPOCH + Duration::from_secs(1 << 34) - Duration::from_secs(((1 << 34) - tv_sec) as u64);
             assert_eq!(system_time(time), second + on_top, "to the kernel");
         }
     }
