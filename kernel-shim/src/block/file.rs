@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! An image file or block device of the host as a disk.
 //!
-//! Requests are done with `preadv` and `pwritev`, many at once, by threads of the disk, or by who submits one and waits. A flush is `fdatasync`, FUA is
+//! Requests are done by threads with `preadv` and `pwritev`, many at once. A flush is `fdatasync`, FUA is
 //! `RWF_DSYNC`, or a write and `fdatasync` where the host does not know that; discard and zeroing
 //! are `fallocate`. With [`FileDiskOptions::direct`] the host's page cache is not used if it lets us.
 
@@ -35,7 +35,7 @@ pub struct FileDiskOptions {
     pub read_only: bool,
     /// Go past the host's page cache, if the host can do that for this file.
     pub direct: bool,
-    /// How many threads do requests that nobody waits for by itself.
+    /// How many requests are done at once.
     pub threads: usize,
 }
 
@@ -190,12 +190,6 @@ impl BlockDevice for FileDisk {
         }
     }
 
-    /// Whoever submits it sleeps for it next: its thread does it, which saves waking another one and being woken by it.
-    fn queue_last(&self, rq: Request) {
-        self.commit_rqs();
-        self.shared.serve(rq);
-    }
-
     fn name(&self) -> &str {
         &self.shared.name
     }
@@ -287,7 +281,11 @@ impl Shared {
         loop {
             if let Some(rq) = queue.ready.pop_front() {
                 drop(queue);
-                self.serve(rq);
+                let result = self.execute(&rq);
+                {
+                    let _irq = InterruptContext::enter();
+                    rq.end(result);
+                }
                 queue = self.lock();
             } else if queue.stop {
                 return;
@@ -295,13 +293,6 @@ impl Shared {
                 queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
         }
-    }
-
-    /// Does a request, and ends it.
-    fn serve(&self, rq: Request) {
-        let result = self.execute(&rq);
-        let _irq = InterruptContext::enter();
-        rq.end(result);
     }
 
     fn execute(&self, rq: &Request) -> Result {
