@@ -88,15 +88,6 @@ fn next_runnable(cpu: &PerCpu) -> Option<&'static Thread> {
     Some(thread)
 }
 
-/// Whether more than one thread waits for this CPU. Interrupts are off.
-#[inline]
-pub(crate) fn crowded(cpu: &PerCpu) -> bool {
-    let woken = cpu.woken.load(Acquire);
-    // SAFETY: threads are never freed, and this CPU alone takes them off the list.
-    let two = unsafe { woken.as_ref() }.is_some_and(|latest| !latest.next.load(Relaxed).is_null());
-    two || !cpu.run_queue.get().is_null()
-}
-
 /// Lets others run until somebody makes `me`, the current thread, runnable. Interrupts are off.
 #[inline]
 fn schedule(me: &'static Thread) {

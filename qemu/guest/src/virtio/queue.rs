@@ -26,7 +26,7 @@ use kernel_shim::{
     sched::{IrqFlags, irq_restore, irq_save},
 };
 
-use crate::{arch::percpu::PerCpu, sched};
+use crate::arch::percpu::PerCpu;
 
 /// A descriptor: address, then length, flags and next in one word, so that one store writes them.
 #[repr(C, align(16))]
@@ -45,9 +45,8 @@ const NO_NOTIFY: u16 = 1;
 /// `VRING_AVAIL_F_NO_INTERRUPT`: we look by ourselves.
 const NO_INTERRUPT: u16 = 1;
 
-/// With so many requests still in flight after an interrupt, and threads that wait for the CPU, the next ones to end need not
-/// interrupt: see [`poll_quiet`].
-const QUIET_FROM: u16 = 8;
+/// With so many requests still in flight after an interrupt the next ones to end need not interrupt: see [`poll_quiet`].
+const QUIET_FROM: u16 = 4;
 
 /// Request types of virtio-blk.
 mod kind {
@@ -517,12 +516,9 @@ impl Queue {
         }
         self.publish(ring);
         if !shared && !ring.quiet && ring.available.wrapping_sub(ring.used) >= QUIET_FROM {
-            let cpu = PerCpu::this();
-            if sched::crowded(cpu) {
-                ring.quiet = true;
-                self.ask_for_interrupts(false);
-                cpu.quiet.set(true);
-            }
+            ring.quiet = true;
+            self.ask_for_interrupts(false);
+            PerCpu::this().quiet.set(true);
         }
         self.unlock(shared);
     }
@@ -595,11 +591,10 @@ pub(crate) fn interrupt(cpu: &PerCpu, disk: usize) {
     }
 }
 
-/// Ends what is done in this CPU's queues that do not interrupt; whether there was anything. While many requests are in flight and the
-/// CPU has several threads to run, the scheduler asks here between two rounds of them, and that is cheaper than being
-/// interrupted in the middle of them. One thread alone with many requests does better with interrupts: they come late, and
-/// it finds more of its requests done at once. Who computes for long keeps completions waiting, as it does the CPU's other threads.
-/// Interrupts are off.
+/// Ends what is done in this CPU's queues that do not interrupt; whether there was anything. While several requests are in flight the
+/// scheduler asks here between two rounds of the CPU's threads, and when the only one has nothing more to do: that is cheaper than
+/// being interrupted in the middle of them. Who computes for long keeps completions waiting, as it does the CPU's other
+/// threads. Interrupts are off.
 #[inline]
 pub(crate) fn poll_quiet(cpu: &PerCpu) -> bool {
     cpu.quiet.get() && for_each_quiet(cpu, |_, _| {})
