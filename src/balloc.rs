@@ -11,7 +11,7 @@ use kernel_shim::error::code::EIO;
 use kernel_shim::fs::buffer::{BufferCache, BufferHead};
 
 use crate::Inode;
-use crate::bitmap::{ext4_bitmap_csum, next_clear, set_bits};
+use crate::bitmap::{ext4_bitmap_csum, ext4_bitmap_csum_change, next_clear, set_bits};
 use crate::checksum::{ext4_group_desc_crc16, ext4_group_desc_csum};
 use crate::corrupt::{Corrupt, Ext4Result};
 use crate::disk::GroupDesc;
@@ -156,10 +156,22 @@ impl Geometry {
         set_bits(map, blocks, (map.len() as u32 * 8).saturating_sub(blocks));
     }
 
+    /// The checksum that goes into the descriptor for block bitmap `map`.
+    pub(crate) fn block_bitmap_csum(&self, map: &[u8]) -> u32 {
+        ext4_bitmap_csum(self.s_csum_seed, map, self.s_blocks_per_group, self.s_desc_size)
+    }
+
+    /// What it changes by, as an exclusive or, when `len` bits from `start` on do.
+    pub(crate) fn block_bitmap_csum_change(&self, start: u32, len: u32) -> u32 {
+        match self.has_metadata_csum() {
+            true => ext4_bitmap_csum_change(start, len, self.s_blocks_per_group, self.s_desc_size),
+            false => 0,
+        }
+    }
+
     /// Whether a bitmap that was read can be believed.
     fn ext4_validate_block_bitmap(&self, group: Group, desc: &GroupDesc, map: &[u8]) -> Ext4Result {
-        let csum = ext4_bitmap_csum(self.s_csum_seed, map, self.s_blocks_per_group, self.s_desc_size);
-        if self.has_metadata_csum() && csum != desc.block_bitmap_csum {
+        if self.has_metadata_csum() && self.block_bitmap_csum(map) != desc.block_bitmap_csum {
             return Err(Corrupt::BlockBitmapChecksum(group).into());
         }
         let first = self.ext4_group_first_block_no(group).0;
@@ -278,11 +290,6 @@ impl Ext4SbInfo {
             desc.store(bytes).ok_or(EIO)?;
         }
         Ok(desc)
-    }
-
-    /// The checksum that goes into the descriptor for block bitmap `map`.
-    pub(crate) fn block_bitmap_csum(&self, map: &[u8]) -> u32 {
-        ext4_bitmap_csum(self.s_csum_seed, map, self.s_blocks_per_group, self.s_desc_size)
     }
 
     /// A group's block bitmap, read and checked, or made if the group was never used. Sleeps.

@@ -17,7 +17,7 @@ use kernel_shim::fs::buffer::BufferHead;
 
 use crate::Ext4InodeInfo;
 use crate::ext4::Fsblk;
-use crate::jbd2;
+use crate::jbd2::{self, Trigger};
 use crate::sb::Ext4SbInfo;
 
 /// A running operation's part in a transaction: C's `handle_t`. Dropping it stops it, with errors lost; [`Handle::stop`]
@@ -85,8 +85,15 @@ impl<'s> Handle<'s> {
     /// After a block was changed: it is part of the transaction. Called without the block's lock. Sleeps not.
     #[doc(alias = "ext4_handle_dirty_metadata")]
     pub fn dirty_metadata(&mut self, bh: &BufferHead) -> Result {
+        self.dirty_metadata_triggered(bh, None)
+    }
+
+    /// The same for a block that `trigger` finishes when it goes to the log. Without a journal nobody calls that, and the block is to
+    /// be finished already.
+    #[doc(alias = "jbd2_journal_set_triggers")]
+    pub fn dirty_metadata_triggered(&mut self, bh: &BufferHead, trigger: Option<Trigger>) -> Result {
         match &mut self.h {
-            Some(h) => h.dirty_metadata(bh),
+            Some(h) => h.dirty_metadata_triggered(bh, trigger),
             None => {
                 bh.mark_dirty();
                 Ok(())

@@ -19,6 +19,7 @@ use crate::ext4::*;
 use crate::ext4_jbd2::Handle;
 use crate::extents_status::{EsStatus, ExtentStatus};
 use crate::iget::{InodeCtx, ext4_get_inode_loc, ext4_mark_inode_dirty_tree};
+use crate::jbd2::Trigger;
 use crate::le::Le;
 use crate::mballoc::{AllocationRequest, FreeFlags, MbFlags, ext4_free_blocks, ext4_mb_new_blocks};
 use crate::sb::Ext4SbInfo;
@@ -449,24 +450,37 @@ impl<'e, 's> TreeEdit<'e, 's> {
             bytes.fill(0);
             put_header(&mut bytes, depth);
             put_records(&mut bytes, 0, records, records.len());
-            set_tail(&self.ctx, &mut bytes);
+            self.set_tail_now(&mut bytes);
             bytes.set_uptodate();
         }
         bh.set_verified();
-        self.handle.dirty_metadata(bh)?;
-        Ok(())
+        self.dirty(bh)
     }
 
-    /// Changes a node that access was asked for, and its checksum.
+    /// Sets a changed node's checksum, unless there is a journal: then the commit does it, once for all changes of the transaction.
+    fn set_tail_now(&self, bytes: &mut [u8]) {
+        if self.ctx.sb.has_metadata_csum() && !self.handle.is_valid() {
+            set_tail(bytes, self.ctx.i_csum_seed);
+        }
+    }
+
+    /// A node was changed.
+    #[doc(alias = "ext4_ext_dirty")]
+    fn dirty(&mut self, bh: &BufferHead) -> Ext4Result {
+        let trigger = Trigger { frozen: set_tail, seed: self.ctx.i_csum_seed };
+        Ok(self.handle.dirty_metadata_triggered(bh, self.ctx.sb.has_metadata_csum().then_some(trigger))?)
+    }
+
+    /// Changes a node that access was asked for.
     fn modify<R>(&mut self, step: &Step, f: impl FnOnce(&mut [u8]) -> R) -> Ext4Result<R> {
         let Some(bh) = &step.bh else { return Ok(f(self.tree.i_data_mut())) };
         let result = {
             let mut bytes = bh.write();
             let result = f(&mut bytes);
-            set_tail(&self.ctx, &mut bytes);
+            self.set_tail_now(&mut bytes);
             result
         };
-        self.handle.dirty_metadata(bh)?;
+        self.dirty(bh)?;
         Ok(result)
     }
 
@@ -624,14 +638,11 @@ fn splice_bytes(bytes: &mut [u8], entries: u16, at: u16, remove: u16, new: &[Rec
 
 /// Computes and stores a node's checksum.
 #[doc(alias = "ext4_extent_block_csum_set")]
-fn set_tail(ctx: &InodeCtx<'_>, bytes: &mut [u8]) {
-    if !ctx.sb.has_metadata_csum() {
-        return;
-    }
+fn set_tail(bytes: &mut [u8], i_csum_seed: u32) {
     let Some(header) = ExtentHeader::at(bytes, 0) else { return };
     let tail = ExtentHeader::LEN + usize::from(header.eh_max()) * Extent::LEN;
     let Some((before, tail)) = bytes.split_at_mut_checked(tail) else { return };
     if let Some(tail) = tail.first_chunk_mut::<4>() {
-        ext4_extent_block_csum(ctx.i_csum_seed, before).put(tail);
+        ext4_extent_block_csum(i_csum_seed, before).put(tail);
     }
 }

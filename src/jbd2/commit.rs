@@ -15,7 +15,7 @@ use kernel_shim::{pr_err, pr_warn};
 use super::disk::*;
 use super::journal::{GROUP_TAGS, Journal, Logged};
 use super::revoke::put_revoke_block;
-use super::transaction::{JournalHead, Transaction, TransactionLists};
+use super::transaction::{JournalHead, Transaction, TransactionLists, Trigger};
 use super::{Freed, JBD2_COMMIT, JBD2_HANDLE, Tid};
 use crate::IRef;
 
@@ -54,6 +54,7 @@ impl Journal {
         let lists = core::mem::take(&mut *trans.lists.lock());
         let mut commit = Commit { trans, format, lists, logged: 0, start: 0, at: 0, groups: KVec::new() };
         take_buffers(&mut commit);
+        pull_triggers(&commit);
         let filled = self.place(&mut commit).and_then(|()| self.fill(&mut commit));
         self.switch(&commit);
         self.submit_data(&mut commit.lists.ordered);
@@ -340,6 +341,17 @@ fn take_buffers(commit: &mut Commit) {
         }
     }
     commit.logged = logged;
+}
+
+/// Finishes what is about to be copied. Nobody has a handle, so this is the last change.
+#[doc(alias = "jbd2_buffer_frozen_trigger")]
+fn pull_triggers(commit: &Commit) {
+    for jh in commit.lists.buffers.get(..commit.logged).unwrap_or_default() {
+        let trigger = jh.state.lock().ctx.and_then(|member| member.trigger);
+        if let Some(Trigger { frozen, seed }) = trigger {
+            frozen(&mut jh.bh.write(), seed);
+        }
+    }
 }
 
 /// Copies the contents of `jhs` behind the first block of `bytes`. Nobody has a handle, so they do not change.

@@ -40,7 +40,7 @@ use kernel_shim::sync::lockdep::LockMap;
 
 pub use journal::Journal;
 pub use recovery::RecoveryInfo;
-pub use transaction::Handle;
+pub use transaction::{Handle, Trigger};
 
 use crate::ext4::Group;
 use crate::{Inode, SuperBlock};

@@ -31,6 +31,22 @@ pub(super) struct Member {
     pub(super) dirty: bool,
     /// It was freed: it does not go into the log, nor home.
     pub(super) forgotten: bool,
+    /// Finishes its contents before they are copied to the log.
+    pub(super) trigger: Option<Trigger>,
+}
+
+/// What the commit calls with a block's contents and `seed`, once, when no handle may change them any more: a checksum in the block need
+/// not be computed at each change.
+///
+/// PORT: C has triggers, and uses them for quota files alone.
+#[doc(alias = "jbd2_buffer_trigger_type")]
+#[derive(Clone, Copy, Debug)]
+pub struct Trigger {
+    /// Must not sleep.
+    #[doc(alias = "t_frozen")]
+    pub frozen: fn(&mut [u8], u32),
+    /// For `frozen`.
+    pub seed: u32,
 }
 
 /// C's `struct journal_head`.
@@ -242,7 +258,7 @@ impl Handle {
                     }
                     lists.revoked.remove(bh.block());
                     drop(lists);
-                    state.tx = Some(Member { tid, dirty: false, forgotten: false });
+                    state.tx = Some(Member { tid, dirty: false, forgotten: false, trigger: None });
                     // In one go with the line before, so that another handle that finds it done may change the block at once.
                     state.was_dirty |= jh.bh.set_jbd();
                 }
@@ -253,15 +269,23 @@ impl Handle {
     }
 
     /// See [`crate::ext4_jbd2::Handle::dirty_metadata`].
-    #[doc(alias = "jbd2_journal_dirty_metadata")]
     pub fn dirty_metadata(&mut self, bh: &BufferHead) -> Result {
+        self.dirty_metadata_triggered(bh, None)
+    }
+
+    /// See [`crate::ext4_jbd2::Handle::dirty_metadata_triggered`]. What was said last counts.
+    #[doc(alias = "jbd2_journal_dirty_metadata")]
+    pub fn dirty_metadata_triggered(&mut self, bh: &BufferHead, trigger: Option<Trigger>) -> Result {
         self.check()?;
         let jh = match self.journal.heads.find(bh.block()) {
             Some(jh) => jh,
             None => self.join(bh)?,
         };
         let fresh = match &mut jh.state.lock().tx {
-            Some(member) => !core::mem::replace(&mut member.dirty, true),
+            Some(member) => {
+                member.trigger = trigger;
+                !core::mem::replace(&mut member.dirty, true)
+            }
             None => {
                 kernel_shim::warn_on_once!(true, "block {} dirtied without access", bh.block());
                 return Err(EINVAL);
@@ -319,7 +343,7 @@ impl Handle {
                         make_room(&self.trans.lists, |lists| &mut lists.buffers);
                         continue;
                     }
-                    state.tx = Some(Member { tid: self.trans.tid, dirty: false, forgotten: true });
+                    state.tx = Some(Member { tid: self.trans.tid, dirty: false, forgotten: true, trigger: None });
                     state.was_dirty |= jh.bh.set_jbd();
                 }
             }

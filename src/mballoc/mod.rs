@@ -203,21 +203,21 @@ fn mark_diskspace_used(handle: &mut Handle<'_>, run: Run) -> Ext4Result {
         if metadata || next_set(&map, run.start, end) != end {
             None
         } else {
-            let blocks = sb.blocks_in_group(run.group);
-            let free = count_clear(&map, blocks);
+            // Of a group that was never used the bitmap knows better, and there is no checksum yet.
+            let unused =
+                sb.has_group_desc_csum() && sb.ext4_get_group_desc(run.group)?.flags.contains(BgFlags::BLOCK_UNINIT);
+            let first = unused.then(|| (count_clear(&map, sb.blocks_in_group(run.group)), sb.block_bitmap_csum(&map)));
             set_bits(&mut map, run.start, run.len);
-            let csum = sb.block_bitmap_csum(&map);
             drop(map);
             let mut correction = 0;
             sb.change_group_desc(run.group, |desc| {
-                if sb.has_group_desc_csum() && desc.flags.contains(BgFlags::BLOCK_UNINIT) {
+                if let Some((free, csum)) = first {
                     desc.flags.remove(BgFlags::BLOCK_UNINIT);
-                    // Of a group that was never used the bitmap knows better.
                     correction = i64::from(free) - i64::from(desc.free_clusters);
-                    desc.free_clusters = free;
+                    (desc.free_clusters, desc.block_bitmap_csum) = (free, csum);
                 }
                 desc.free_clusters = desc.free_clusters.saturating_sub(run.len);
-                desc.block_bitmap_csum = csum;
+                desc.block_bitmap_csum ^= sb.block_bitmap_csum_change(run.start, run.len);
             })?;
             Some(correction)
         }
@@ -284,11 +284,10 @@ fn free_run(handle: &mut Handle<'_>, run: Run, flags: FreeFlags) -> Ext4Result {
             false
         } else {
             clear_bits(&mut map, run.start, run.len);
-            let csum = sb.block_bitmap_csum(&map);
             drop(map);
             sb.change_group_desc(run.group, |desc| {
                 desc.free_clusters = desc.free_clusters.saturating_add(run.len);
-                desc.block_bitmap_csum = csum;
+                desc.block_bitmap_csum ^= sb.block_bitmap_csum_change(run.start, run.len);
             })?;
             if unused {
                 group.buddy()?.free_blocks(run.start, run.len);

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use ext4_dio::jbd2::{Handle, Journal, JournalOptions, LogExtent, RecoveryInfo};
+use ext4_dio::jbd2::{Handle, Journal, JournalOptions, LogExtent, RecoveryInfo, Trigger};
 use ext4_dio_tests::images::{Image, Mkfs, e2fsprogs};
 use kernel_shim::alloc::{Arc as KArc, GFP_KERNEL};
 use kernel_shim::block::fault::FaultDisk;
@@ -231,6 +231,60 @@ fn blocks_of_open_transactions_are_not_written_back() {
     engine.journal.complete_transaction(tid).expect("commit");
     engine.cache.sync_all().expect("written");
     assert_eq!(stamp_of(place.block(&engine.disk.image(), block)), 7);
+}
+
+#[test]
+fn triggers_finish_what_is_committed_once() {
+    /// Adds to every word, so that twice shows.
+    fn frozen(bytes: &mut [u8], seed: u32) {
+        for word in bytes.chunks_exact_mut(4) {
+            let sum = u32::from_be_bytes([word[0], word[1], word[2], word[3]]) + seed;
+            word.copy_from_slice(&sum.to_be_bytes());
+        }
+    }
+    let place = Place::new(KINDS[0]);
+    let engine = Engine::new(&place);
+    let block = place.free[0];
+    let bh = engine.cache.bread(block).expect("read");
+    let dirty = |handle: &mut Handle, stamp, seed: Option<u32>| {
+        handle.get_write_access(&bh).expect("access");
+        fill(&bh, stamp);
+        handle.dirty_metadata_triggered(&bh, seed.map(|seed| Trigger { frozen, seed })).expect("dirty");
+    };
+    let commit = |handle: Handle| {
+        handle.stop().expect("stop");
+        engine.journal.force_commit().expect("commit");
+        let after = place.assert_same_replay(&engine.disk.durable_image(), "triggers");
+        assert_eq!(stamp_of(place.block(&after, block)), stamp_of(&bh.read()), "log and cache differ");
+        stamp_of(&bh.read())
+    };
+    // Twice in one transaction, by two handles.
+    for stamp in [10, 20] {
+        let mut handle = engine.handle(1);
+        dirty(&mut handle, stamp, Some(3));
+        assert_eq!(stamp_of(&bh.read()), stamp, "too early");
+        if stamp == 10 {
+            handle.stop().expect("stop");
+        } else {
+            assert_eq!(commit(handle), 23);
+        }
+    }
+    // It was that transaction's alone; and the last word counts.
+    let mut handle = engine.handle(1);
+    dirty(&mut handle, 30, None);
+    assert_eq!(commit(handle), 30);
+    let mut handle = engine.handle(1);
+    dirty(&mut handle, 40, Some(3));
+    dirty(&mut handle, 50, None);
+    assert_eq!(commit(handle), 50);
+    // Freed, and metadata of another kind in the same transaction.
+    let mut handle = engine.handle(3);
+    dirty(&mut handle, 60, Some(3));
+    handle.revoke(block).expect("revoke");
+    handle.get_create_access(&bh).expect("access");
+    fill(&bh, 70);
+    handle.dirty_metadata(&bh).expect("dirty");
+    assert_eq!(commit(handle), 70, "the trigger of what was freed");
 }
 
 #[test]
