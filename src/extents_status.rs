@@ -2,23 +2,23 @@
 //! `extents_status.c`: what recent look-ups in a file's block map found, written and unwritten extents
 //! and holes, so that the next one need not go to the map nor take `i_data_sem`.
 //!
-//! PORT: C keeps a red-black tree under an rwlock. Here it is a sorted array of bounded length under
+//! PORT: C keeps a red-black tree under an rwlock. Here it is a sorted list of bounded length under
 //! a spin lock, and in front of it, by parts of the file, the extents that were hit last, readable without any lock (a
 //! sequence count): a file in a few pieces is looked up without writing to memory that CPUs share.
 //!
 //! Whoever adds what a look-up found still holds `i_data_sem` from the look-up; whoever changes the map
 //! holds it for writing and [removes](ExtentStatusTree::remove) the range. So nothing stale is ever added.
 
+mod list;
+
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use kernel_shim::alloc::{GFP_ATOMIC, KVec};
 use kernel_shim::sched::{Point, sched_access, sched_point};
 use kernel_shim::sync::SpinLock;
 
+use self::list::Extents;
 use crate::ext4::{Fsblk, Lblk, MapBlocks, MapFlags};
 
-/// Extents that a file's cache holds at most: 32 KiB.
-const ES_MAX: usize = 2048;
 /// Extents that are remembered in front, a power of two, and the blocks that share one, as a power of two.
 const LAST_HITS: usize = 16;
 const LAST_HIT_BITS: u32 = 12;
@@ -191,6 +191,15 @@ impl LastHit {
         es.contains(lblk).then_some(es)
     }
 
+    /// Whether the extent has one of the blocks from `start` to before `end`. Called with the tree's lock held.
+    #[inline]
+    fn overlaps(&self, start: u32, end: u32) -> bool {
+        let range = self.range.load(Ordering::Relaxed);
+        let (es_lblk, es_len) = ((range >> 32) as u32, range as u32);
+        // OK not to check: cannot overflow by the invariant of an extent.
+        es_lblk < end && es_lblk.wrapping_add(es_len) > start
+    }
+
     /// Called with the tree's lock held.
     fn set(&self, es: Option<ExtentStatus>) {
         self.set_in_steps(es, |_| ());
@@ -214,13 +223,6 @@ impl LastHit {
     }
 }
 
-/// The extents, sorted and without overlaps.
-struct Extents {
-    list: KVec<ExtentStatus>,
-    /// Goes round the list: the next to give way when it is full.
-    victim: usize,
-}
-
 /// A file's extent status cache.
 #[doc(alias = "ext4_es_tree")]
 pub struct ExtentStatusTree {
@@ -237,10 +239,7 @@ impl Default for ExtentStatusTree {
 impl ExtentStatusTree {
     /// Empty.
     pub const fn new() -> Self {
-        Self {
-            last: [const { LastHit::new() }; LAST_HITS],
-            extents: SpinLock::named("i_es_lock", Extents { list: KVec::new(), victim: 0 }),
-        }
+        Self { last: [const { LastHit::new() }; LAST_HITS], extents: SpinLock::named("i_es_lock", Extents::new()) }
     }
 
     /// Which of the last hits a block is looked for in.
@@ -249,11 +248,20 @@ impl ExtentStatusTree {
         &self.last[(lblk >> LAST_HIT_BITS) as usize % LAST_HITS]
     }
 
-    /// Called with the tree's lock held, when it changes.
-    fn forget_last(&self) {
-        for last in &self.last {
+    /// Called with the tree's lock held, when what is known of `start` to before `end` changes.
+    ///
+    /// What was hit elsewhere may stay, even if the tree does not know it any more: it was true when it was added, and whoever
+    /// changes the map of those blocks removes them, and so comes here, too. So it is as true as what the tree still knows.
+    fn forget_last(&self, start: u32, end: u32) {
+        for last in self.last.iter().filter(|last| last.overlaps(start, end)) {
             last.set(None);
         }
+    }
+
+    /// Called with the tree's lock held.
+    fn clear_locked(&self, extents: &mut Extents) {
+        self.forget_last(0, u32::MAX);
+        extents.clear();
     }
 
     /// [`ExtentStatusTree::lookup`] in the last hits alone: takes no lock.
@@ -286,102 +294,42 @@ impl ExtentStatusTree {
     #[doc(alias = "ext4_es_cache_extent")]
     pub fn insert(&self, es: ExtentStatus) {
         let mut extents = self.extents.lock();
-        self.forget_last();
-        if extents.remove(es.es_lblk, es.end()) {
-            extents.insert(es);
-        }
+        // With the neighbours that it becomes one with: of those, a last hit would know a part only.
+        let changed = if extents.remove(es.es_lblk, es.end()) { extents.insert(es) } else { es };
+        self.forget_last(changed.es_lblk, changed.end());
     }
 
     /// Forgets `len` blocks from `lblk` on, which have changed, with `i_data_sem` held for writing.
     #[doc(alias = "ext4_es_remove_extent")]
     pub fn remove(&self, lblk: Lblk, len: u32) {
+        let end = lblk.0.saturating_add(len);
         let mut extents = self.extents.lock();
-        self.forget_last();
-        if !extents.remove(lblk.0, lblk.0.saturating_add(len)) {
+        self.forget_last(lblk.0, end);
+        if !extents.remove(lblk.0, end) {
             // There was no memory to cut an extent in two. All of it may go, none of it may stay.
-            extents.list.clear();
+            self.clear_locked(&mut extents);
         }
     }
 
     /// Forgets everything.
     pub fn clear(&self) {
-        let mut extents = self.extents.lock();
-        self.forget_last();
-        extents.list.clear();
+        self.clear_locked(&mut self.extents.lock());
     }
 
     /// How many extents are known.
     pub fn nr_extents(&self) -> usize {
-        self.extents.lock().list.len()
-    }
-}
-
-impl Extents {
-    fn find(&self, lblk: u32) -> Option<ExtentStatus> {
-        let at = self.list.partition_point(|es| es.end() <= lblk);
-        self.list.get(at).copied().filter(|es| es.contains(lblk))
-    }
-
-    /// Cuts `start..end` out. False if an extent had to be cut in two and there was no memory for
-    /// the second piece; then nothing has changed.
-    fn remove(&mut self, start: u32, end: u32) -> bool {
-        let first = self.list.partition_point(|es| es.end() <= start);
-        let after = self.list.partition_point(|es| es.es_lblk < end);
-        if start >= end || first >= after {
-            return true;
-        }
-        let left = self.list.get(first).and_then(|es| es.clip(0, start));
-        let right = self.list.get(after - 1).and_then(|es| es.clip(end, u32::MAX));
-        if after - first == 1 && left.is_some() && right.is_some() && self.list.reserve(1, GFP_ATOMIC).is_err() {
-            return false;
-        }
-        // Put the pieces over the extents that go, and close what gap is left.
-        let mut at = first;
-        for piece in left.into_iter().chain(right) {
-            if at < after {
-                self.list[at] = piece;
-            } else if self.list.insert(at, piece, GFP_ATOMIC).is_err() {
-                // Cannot be: room was made above.
-                return false;
-            }
-            at += 1;
-        }
-        if at < after {
-            self.list.as_mut_slice().copy_within(after.., at);
-            self.list.truncate(self.list.len() - (after - at));
-        }
-        true
-    }
-
-    /// Adds an extent to a range that is empty, merging it with its neighbours.
-    fn insert(&mut self, es: ExtentStatus) {
-        let mut at = self.list.partition_point(|other| other.end() <= es.es_lblk);
-        let before = at.checked_sub(1).and_then(|before| self.list[before].merge(&es));
-        let es = before.unwrap_or(es);
-        let after = self.list.get(at).and_then(|next| es.merge(next));
-        match (before, after) {
-            (Some(_), Some(all)) => {
-                self.list[at - 1] = all;
-                self.list.remove(at);
-            }
-            (Some(es), None) => self.list[at - 1] = es,
-            (None, Some(es)) => self.list[at] = es,
-            (None, None) => {
-                if self.list.len() >= ES_MAX {
-                    let victim = self.victim % self.list.len();
-                    self.victim = victim + 1;
-                    self.list.remove(victim);
-                    at -= usize::from(victim < at);
-                }
-                // Not known is as good as known, only slower.
-                let _ = self.list.insert(at, es, GFP_ATOMIC);
-            }
-        }
+        self.extents.lock().len()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
+    use std::println;
+    use std::vec::Vec;
+
+    use super::list::ES_MAX;
     use super::*;
 
     /// Blocks of the files below.
@@ -441,29 +389,46 @@ mod tests {
     }
 
     /// What each block of a file is, one by one.
-    type Model = [Option<(EsStatus, u64)>; BLOCKS as usize];
+    type Block = Option<(EsStatus, u64)>;
 
-    fn agree(tree: &ExtentStatusTree, model: &Model) {
+    /// Whether the list is as it should be, and the last hits are what it says, or of what it does not know any more. Returns its chunks.
+    fn check(tree: &ExtentStatusTree) -> usize {
         let extents = tree.extents.lock();
-        for pair in extents.list.windows(2) {
-            assert!(pair[0].end() <= pair[1].es_lblk, "sorted, without overlaps: {pair:?}");
-            assert!(pair[0].merge(&pair[1]).is_none(), "merged: {pair:?}");
+        for last in &tree.last {
+            let Some(hit) = last.get((last.range.load(Ordering::Relaxed) >> 32) as u32) else { continue };
+            for es in [extents.find(hit.es_lblk), extents.find(hit.end() - 1)].into_iter().flatten() {
+                assert_eq!(es, hit, "a last hit that is a part");
+            }
         }
-        drop(extents);
-        for (lblk, expected) in (0..).zip(model) {
-            let found = ask(tree, lblk).map(|(blocks, map)| match map.m_flags {
-                MapFlags::MAPPED => (EsStatus::Written, map.m_pblk.0),
-                MapFlags::UNWRITTEN => (EsStatus::Unwritten, map.m_pblk.0),
-                _ => {
-                    assert_eq!(blocks, 0);
-                    (EsStatus::Hole, 0)
-                }
-            });
-            assert_eq!(found, *expected, "block {lblk}");
+        extents.check()
+    }
+
+    /// Whether what the tree says of a block is right, and of those after it that it knows to be like it; or that it knows nothing.
+    fn agree_at(tree: &ExtentStatusTree, model: &[Block], lblk: u32, may_forget: bool) {
+        let Some((blocks, map)) = ask(tree, lblk) else {
+            assert!(may_forget || model[lblk as usize].is_none(), "block {lblk} is not known");
+            return;
+        };
+        let status = match map.m_flags {
+            MapFlags::MAPPED => EsStatus::Written,
+            MapFlags::UNWRITTEN => EsStatus::Unwritten,
+            _ => EsStatus::Hole,
+        };
+        assert_eq!(blocks, if status == EsStatus::Hole { 0 } else { map.m_len });
+        for i in 0..map.m_len {
+            let pblk = if status == EsStatus::Hole { 0 } else { map.m_pblk.0 + u64::from(i) };
+            assert_eq!(model[(lblk + i) as usize], Some((status, pblk)), "block {lblk} + {i}");
         }
     }
 
-    fn insert(tree: &ExtentStatusTree, model: &mut Model, es: ExtentStatus) {
+    fn agree(tree: &ExtentStatusTree, model: &[Block]) {
+        check(tree);
+        for lblk in 0..model.len() as u32 {
+            agree_at(tree, model, lblk, false);
+        }
+    }
+
+    fn insert(tree: &ExtentStatusTree, model: &mut [Block], es: ExtentStatus) {
         tree.insert(es);
         for lblk in es.es_lblk..es.end() {
             let pblk = es.pblk().0 + u64::from(lblk - es.es_lblk);
@@ -490,30 +455,141 @@ mod tests {
         }
     }
 
+    fn random(state: &mut u64, below: u32) -> u32 {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 33) as u32 % below
+    }
+
+    /// One change of `len` blocks from `lblk` on. `pblk` is where block 0 would be.
+    fn change(tree: &ExtentStatusTree, model: &mut [Block], (lblk, len): (u32, u32), what: u32, pblk: u64) {
+        let pblk = pblk + u64::from(lblk);
+        match what {
+            0 => insert(tree, model, es(lblk, len, pblk, EsStatus::Written)),
+            1 => insert(tree, model, es(lblk, len, pblk, EsStatus::Unwritten)),
+            2 => insert(tree, model, es(lblk, len, 0, EsStatus::Hole)),
+            _ => {
+                tree.remove(Lblk(lblk), len);
+                model[lblk as usize..(lblk + len) as usize].fill(None);
+            }
+        }
+    }
+
     #[test]
     fn any_sequence_of_changes_agrees_with_a_table() {
         for seed in 1..200u64 {
             let (tree, mut model) = (ExtentStatusTree::new(), [None; BLOCKS as usize]);
             let mut state = seed;
-            let mut random = |below: u64| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 33) % below
-            };
             for _ in 0..60 {
-                let lblk = random(u64::from(BLOCKS)) as u32;
-                let len = 1 + random(u64::from(BLOCKS - lblk)) as u32;
-                match random(4) {
-                    0 => insert(&tree, &mut model, es(lblk, len, 1000 + u64::from(lblk), EsStatus::Written)),
-                    1 => insert(&tree, &mut model, es(lblk, len, 1000 + u64::from(lblk), EsStatus::Unwritten)),
-                    2 => insert(&tree, &mut model, es(lblk, len, 0, EsStatus::Hole)),
-                    _ => {
-                        tree.remove(Lblk(lblk), len);
-                        model[lblk as usize..(lblk + len) as usize].fill(None);
-                    }
-                }
+                let lblk = random(&mut state, BLOCKS);
+                let len = 1 + random(&mut state, BLOCKS - lblk);
+                change(&tree, &mut model, (lblk, len), random(&mut state, 4), 1000);
                 agree(&tree, &model);
             }
         }
+    }
+
+    /// Changes all over a file, in rows up and down, and seldom of great ranges. Returns whether the tree was full at times.
+    fn change_many(seed: u64, blocks: u32) -> bool {
+        println!("seed {seed}, {blocks} blocks");
+        let (tree, mut model, mut state) = (ExtentStatusTree::new(), Vec::new(), seed);
+        model.resize(blocks as usize, None);
+        let (mut full, mut chunks, mut most, mut fewer) = (false, 0, 0, 0);
+        let (mut row, mut step) = (0, 0);
+        for i in 0..12_000 {
+            if i % 250 == 0 {
+                (row, step) = (random(&mut state, blocks), [0, 0, 3, blocks - 3][random(&mut state, 4) as usize]);
+            }
+            row = if step == 0 { random(&mut state, blocks) } else { (row + step) % blocks };
+            let len = match random(&mut state, 500) {
+                0 => blocks / 3,
+                1..40 => 40,
+                _ => 3,
+            };
+            let len = (1 + random(&mut state, len)).min(blocks - row);
+            // Not always contiguous with what is beside it.
+            let pblk = 1 << (20 + random(&mut state, 3));
+            change(&tree, &mut model, (row, len), random(&mut state, 5), pblk);
+            full |= tree.nr_extents() == ES_MAX;
+            let before = core::mem::replace(&mut chunks, check(&tree));
+            most = most.max(chunks);
+            fewer += u32::from(chunks < before);
+            for lblk in [row.saturating_sub(1), row, row + len - 1, row + len, random(&mut state, blocks)] {
+                agree_at(&tree, &model, lblk.min(blocks - 1), full);
+            }
+            if i % 500 == 0 {
+                (0..blocks).for_each(|lblk| agree_at(&tree, &model, lblk, full));
+            }
+        }
+        assert!(most > 20 && fewer > 10, "few chunks split or go: {most} at most, fewer {fewer} times");
+        tree.remove(Lblk(0), u32::MAX);
+        assert_eq!((check(&tree), tree.nr_extents()), (0, 0));
+        full
+    }
+
+    #[test]
+    fn any_sequence_of_changes_of_many_extents_agrees_with_a_table() {
+        for seed in 1..=6 {
+            // Nothing may be forgotten as long as there is room.
+            assert!(!change_many(seed, 4_000));
+            assert!(change_many(seed, 24_000));
+        }
+    }
+
+    #[test]
+    fn cutting_in_two_does_not_exceed_the_bound() {
+        let tree = ExtentStatusTree::new();
+        let mut model = Vec::new();
+        model.resize(5 * ES_MAX, None);
+        insert(&tree, &mut model, es(0, 5 * ES_MAX as u32, 1000, EsStatus::Written));
+        for lblk in (1..5 * ES_MAX as u32).step_by(2) {
+            change(&tree, &mut model, (lblk, 1), 3, 0);
+            check(&tree);
+            agree_at(&tree, &model, lblk, true);
+        }
+        (0..5 * ES_MAX as u32).for_each(|lblk| agree_at(&tree, &model, lblk, true));
+    }
+
+    #[test]
+    fn what_changes_is_forgotten_by_the_last_hits_and_what_is_elsewhere_is_not() {
+        let last = |tree: &ExtentStatusTree, lblk| {
+            let mut map = MapBlocks::new(Lblk(lblk), BLOCKS);
+            tree.lookup_last(&mut map).map(|blocks| (blocks, map.m_pblk.0))
+        };
+        // Two parts of the file, each with a last hit, share the extent in the second round.
+        for lblk in [10, (1 << LAST_HIT_BITS) - 2] {
+            for start in lblk - 8..lblk + 8 {
+                for len in 1..12 {
+                    for removed in [true, false] {
+                        let tree = ExtentStatusTree::new();
+                        tree.insert(es(lblk, 4, 1000, EsStatus::Written));
+                        let asked =
+                            [ask(&tree, lblk), ask(&tree, lblk + 3)].map(|answer| answer.map(|(blocks, _)| blocks));
+                        assert_eq!(asked, [Some(4), Some(1)]);
+                        match removed {
+                            true => tree.remove(Lblk(start), len),
+                            false => tree.insert(es(start, len, 9000, EsStatus::Unwritten)),
+                        }
+                        let overlap = start < lblk + 4 && lblk < start + len;
+                        for (i, answer) in [(0, (4, 1000)), (3, (1, 1003))] {
+                            assert_eq!(
+                                last(&tree, lblk + i),
+                                (!overlap).then_some(answer),
+                                "{lblk}: {len} from {start}"
+                            );
+                        }
+                        check(&tree);
+                        tree.clear();
+                        assert_eq!([last(&tree, lblk), last(&tree, lblk + 3)], [None; 2]);
+                    }
+                }
+            }
+        }
+        // Nor does a last hit know a part of what has become one.
+        let tree = ExtentStatusTree::new();
+        tree.insert(es(10, 4, 1000, EsStatus::Written));
+        assert_eq!(ask(&tree, 10).map(|(blocks, _)| blocks), Some(4));
+        tree.insert(es(14, 4, 1004, EsStatus::Written));
+        assert_eq!((last(&tree, 10), ask(&tree, 10).map(|(blocks, _)| blocks)), (None, Some(8)));
     }
 
     #[test]
