@@ -166,8 +166,10 @@
 //! | unaligned at or past `i_size` | taken for aligned | unaligned | G18 |
 //! | aio mutex and wait queue | 37 for all inodes of all mounts | one per inode | G20 |
 //! | waiting for conversions before an unaligned write | with `i_mutex` free | under it, for all in flight | G19 |
-//! | extent status tree | red-black tree, rwlock | sorted array of bounded length, spin lock | no allocation that must succeed |
+//! | extent status tree | red-black tree, rwlock | sorted chunks, bounded in all, spin lock; last hits in front | no allocation that must succeed |
 //! | changing an extent tree | a function for each case, undone by hand | one splice from the leaf up, after all that can fail | G29 |
+//! | checksum of an extent node | at each change | when the transaction is committed, by a trigger | thousands of changes, one checksum |
+//! | checksum of a block bitmap | computed anew | changed by what the bits that change make of it | a few bytes for 4 KiB |
 //! | unwritten extents side by side | merged at any time | not while I/O into the file is under way | G16 |
 //! | ZERO_RANGE with no block for a split | ENOSPC | zeroed on the device, and written | the file reads the same |
 //! | truncate of indirect blocks | branches are cut off, then freed | each number goes in the transaction that frees its block | no block is lost |

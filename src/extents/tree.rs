@@ -261,8 +261,10 @@ impl<'e, 's> TreeEdit<'e, 's> {
         }
         let after = self.extent(walk, first.saturating_add(count))?.filter(|_| merge != Merge::None);
         remove += u16::from(after.is_some());
+        for ext in pieces {
+            self.forget_cached(Some(*ext));
+        }
         for ext in pieces.iter().copied().chain(after) {
-            self.forget_cached(Some(ext));
             let may = merge == Merge::All || (merge == Merge::Written && !ext.unwritten);
             match list.last_mut().and_then(|last| Some((last.merge(&ext).filter(|_| may)?, last))) {
                 Some((both, last)) => *last = both,

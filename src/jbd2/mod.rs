@@ -8,7 +8,7 @@
 //!  Handle::start ─ get_write_access ─ change ─ dirty_metadata ─ stop       transaction.rs: the running transaction
 //!        │ (as many at once as want to)
 //!        ▼ 5 s old, large, or somebody waits
-//!  the thread: close it, copy its blocks; the next one runs                commit.rs: the committing transaction
+//!  the thread: close it, finish and copy its blocks; next one               commit.rs: the committing transaction
 //!    ordered data ∥ revoke, descriptor and metadata blocks → FLUSH, commit block, FUA
 //!        │
 //!        ▼ dirty in the buffer cache, written back at any time

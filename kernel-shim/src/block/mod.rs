@@ -16,6 +16,7 @@
 
 pub mod bio;
 mod bioset;
+pub mod blk_lib;
 pub mod blkdev;
 #[cfg(all(feature = "host", not(feature = "bare")))]
 pub mod brd;
@@ -35,9 +36,7 @@ mod tests;
 
 pub(crate) use bio::BIO;
 pub use bio::{BIO_MAX_VECS, Bio, BioPtr, BioVec, ReqOp, ReqOpf, SECTOR_SHIFT, SECTOR_SIZE};
-pub use blkdev::{
-    Bdev, BlockDevice, DiskStats, IoBatch, QueueLimits, bdev_rw, bdev_write_pieces, bio_alloc, blkdev_issue_flush,
-    blkdev_issue_zeroout, submit_bio, submit_bio_last, submit_bio_wait,
-};
+pub use blk_lib::{IoBatch, bdev_rw, bdev_write_pieces, blkdev_issue_flush, blkdev_issue_zeroout, submit_bio_wait};
+pub use blkdev::{Bdev, BlockDevice, DiskStats, QueueLimits, bio_alloc, submit_bio, submit_bio_last};
 pub use plug::{BlkPlug, PlugSlot};
 pub use request::{Request, RqList};

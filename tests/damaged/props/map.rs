@@ -219,6 +219,8 @@ impl World {
     }
 
     fn agree(&self) {
+        // The nodes' checksums are set then.
+        self.m.sb.s_fs_info().s_journal().expect("a journal").force_commit().expect("commit");
         let [cached, walked] = self.maps();
         let mut owned = BTreeSet::new();
         for at in 0..MOST {
