@@ -23,10 +23,11 @@ use crate::{Inode, Kiocb, Locked, Private};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// All blocks are written: nothing changes but data, and `i_mutex` may go. With it where the first blocks are, which stays
-    /// true as long as the write is protected from truncate.
-    Overwrite(MapBlocks),
+    /// true as long as the write is protected from truncate; and the lock mode that says so, for a remount may change that before
+    /// the lock goes.
+    Overwrite(MapBlocks, DioMode),
     /// Whole blocks inside the file, some of which hold no data yet: `i_mutex` may go, and they are allocated, and converted
-    /// when the data is there, in the window.
+    /// when the data is there, in the window. In the default mode alone.
     Fill,
     /// Whole blocks, and the file ends behind them: as [`Verdict::Fill`], and the size moves at the end.
     Extend,
@@ -54,11 +55,22 @@ impl Verdict {
         !matches!(self, Self::Locked(_))
     }
 
+    /// What the window of a write that leaves `i_mutex` is made of.
+    #[inline]
+    pub fn mode(&self) -> DioMode {
+        match self {
+            Self::Overwrite(_, mode) => *mode,
+            // The other window has i_data_sem, which allocating takes.
+            Self::Fill | Self::Extend => DioMode::InFlight,
+            Self::Locked(_) => DioMode::Exclusive,
+        }
+    }
+
     /// Whether blocks are allocated or converted, or the size moves.
     #[inline]
     pub fn changes(&self) -> bool {
         match self {
-            Self::Overwrite(_) => false,
+            Self::Overwrite(..) => false,
             Self::Fill | Self::Extend => true,
             Self::Locked(locked) => !locked.is_empty(),
         }
@@ -266,7 +278,7 @@ fn ext4_dio_verdict(
         return ext4_dio_verdict_change(iocb, i_mutex, iter, range, LockedDio::FILL);
     };
 
-    let may_leave = ext4_should_dioread_nolock(inode)
+    let may_leave = ext4_should_dioread_nolock(inode, mode)
         && !unaligned_aio
         // Pages are written and dropped before, and dropped again at the end if somebody has read them meanwhile (G11). The patch
         // keeps the lock if the file has any.
@@ -287,7 +299,7 @@ fn ext4_dio_verdict(
     }
     .inc();
     if may_leave {
-        return Ok(Verdict::Overwrite(map));
+        return Ok(Verdict::Overwrite(map, mode));
     }
     if iocb.is_nowait() && !ext4_device_aligned(inode, iter, range) {
         return Err(EAGAIN);
@@ -322,7 +334,7 @@ fn ext4_dio_verdict_change(
     let extends = what.contains(LockedDio::EXTEND);
     let mode = inode.i_sb().s_fs_info().dio_mode();
     let leaves =
-        mode == DioMode::InFlight && ext4_should_dioread_nolock(inode) && whole_blocks && device_aligned && !gap;
+        mode == DioMode::InFlight && ext4_should_dioread_nolock(inode, mode) && whole_blocks && device_aligned && !gap;
     let stats = &inode.i_sb().s_fs_info().dio.stats;
     if extends { &stats.extend } else { &stats.fill }.inc();
     if leaves { &stats.in_flight } else { &stats.exclusive }.inc();

@@ -19,11 +19,11 @@ use crate::page_io::{ext4_abandon_io_end, ext4_end_io_dio, ext4_init_io_end};
 use crate::truncate::{ext4_inode_block_unlocked_dio, ext4_inode_dio_begin_unlocked};
 use crate::{Inode, Kiocb, Locked, Private};
 
-/// Whether reads, and with them overwrites, may do without `i_mutex`: the mount says so, and the file is a regular one mapped
-/// by extents.
+/// Whether reads, and with them overwrites, may do without `i_mutex`: the mount's `mode` says so, and the file is a regular one mapped
+/// by extents. A remount may change the mode at any time, so who decides by it asks for it once.
 #[inline]
-pub fn ext4_should_dioread_nolock(inode: &Inode) -> bool {
-    inode.i_sb().s_fs_info().dio_mode() != DioMode::Exclusive && inode.is_reg() && inode.i_private().is_extents()
+pub fn ext4_should_dioread_nolock(inode: &Inode, mode: DioMode) -> bool {
+    mode != DioMode::Exclusive && inode.is_reg() && inode.i_private().is_extents()
 }
 
 /// Looks up `map.m_len` blocks from `map.m_lblk` on. Returns how many are mapped alike from the first on, 0 for a hole;
@@ -232,13 +232,12 @@ pub fn ext4_ext_direct_IO<'i>(
         // Everything exclusive at first, as C had it from 4.9 to 5.5: behind reads in flight, with everybody behind.
         ext4_dio_wait(&i_mutex);
     }
-    let mode = inode.i_sb().s_fs_info().dio_mode();
     let lock = match verdict.leaves() {
-        true if iocb.is_nowait() => match DioLock::try_release(i_mutex, mode) {
+        true if iocb.is_nowait() => match DioLock::try_release(i_mutex, verdict.mode()) {
             Ok(lock) => lock,
             Err(i_mutex) => return (Some(i_mutex), Err(EAGAIN)),
         },
-        true => DioLock::release(i_mutex, mode),
+        true => DioLock::release(i_mutex, verdict.mode()),
         false => DioLock::IMutex(i_mutex),
     };
 
@@ -269,7 +268,7 @@ pub fn ext4_ext_direct_IO<'i>(
 
         let nowait = iocb.is_nowait();
         let ret = match (&lock, &verdict) {
-            (DioLock::InFlight(_, window), Verdict::Overwrite(known)) => {
+            (DioLock::InFlight(_, window), Verdict::Overwrite(known, _)) => {
                 let flags = DioFlags::COUNTED | ext4_dio_fua(iocb, inode);
                 let get_block = |lblk, len, _| ext4_get_block_write_nolock(inode, window, known, nowait, lblk, len);
                 blockdev_direct_io(iocb, iter, inode, offset, flags, get_block)
@@ -536,7 +535,7 @@ fn blockdev_direct_io_locked(
 #[expect(non_snake_case, reason = "C name")]
 pub fn ext4_direct_IO_read(iocb: &mut Kiocb<'_>, iter: &mut IovIter<'_>, offset: i64) -> Result<usize> {
     let inode: &Inode = iocb.ki_filp.f_inode();
-    let count = match ext4_should_dioread_nolock(inode) {
+    let count = match ext4_should_dioread_nolock(inode, inode.i_sb().s_fs_info().dio_mode()) {
         true => ext4_inode_dio_begin_unlocked(inode),
         false => None,
     };

@@ -198,6 +198,16 @@ impl Journal {
                 let left = self.space_left(state) + self.freed_by(state, self.log_tail(state).1);
                 left >= (self.last - self.first) / 2
             })?;
+            // Asked while nobody else can be between writing home and moving the tail.
+            let hopeless = {
+                let state = self.state.lock();
+                let empty = state.running.is_none() && state.committing.is_none() && state.checkpoints.is_empty();
+                empty && self.space_left(&state) < self.reserve
+            };
+            if hopeless {
+                pr_err!("JBD2: {}: no space in an empty log", self.bdev.name());
+                self.abort(EIO);
+            }
             // Whoever commits may want it.
             drop(checkpoint);
             if self.has_space()? {
@@ -207,12 +217,9 @@ impl Journal {
                 let state = self.state.lock();
                 state.committing.as_ref().map(|logged| logged.trans.tid)
             };
-            match busy.or(newest).or(self.newest_tid()) {
-                Some(tid) => self.complete_transaction(tid).map_err(|_| EROFS)?,
-                None => {
-                    pr_err!("JBD2: {}: no space in an empty log", self.bdev.name());
-                    self.abort(EIO);
-                }
+            // If there is none any more, the one that was has been committed meanwhile: the next round writes it home.
+            if let Some(tid) = busy.or(newest).or(self.newest_tid()) {
+                self.complete_transaction(tid).map_err(|_| EROFS)?;
             }
         }
     }

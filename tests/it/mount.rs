@@ -542,7 +542,8 @@ fn what_linux_left_is_recovered() {
 /// An error of the device in the middle of a commit: the journal is aborted, and nothing is said to be clean.
 #[test]
 fn an_aborted_journal_makes_the_mount_read_only() {
-    let m = Mount::with(&files(&spec("")).bytes(), "", auto());
+    // No commit but the one asked for: it has to be that one which fails.
+    let m = Mount::with(&files(&spec("")).bytes(), "commit=300", auto());
     path_unlink(&m.sb, b"/victim").expect("there");
     m.faults.fail_nth(1, OpMask::WRITE);
     assert!(ext4_sync_fs(&m.sb).is_err());

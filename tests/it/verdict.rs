@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Questions of the verdict on a direct write at their edges, where one operator in place of another gives another answer.
 
+use std::thread;
+
 use ext4_dio::dio_lock::DioLock;
 use ext4_dio::ext4::{DioMode, Lblk, MapBlocks, MapFlags};
 use ext4_dio::fallocate::{FallocFlags, ext4_fallocate};
 use ext4_dio::file::ext4_file_write;
 use ext4_dio::inode::{ext4_map_blocks, ext4_should_dioread_nolock};
 use ext4_dio::path::{Cred, path_lookupat, path_open, path_truncate};
-use ext4_dio::{File, Kiocb};
+use ext4_dio::{File, Kiocb, ext4_remount};
 use ext4_dio_tests::dio::*;
 use ext4_dio_tests::images::{Image, Mkfs, stamped, stamped_blocks};
 use kernel_shim::alloc::Arc as KArc;
@@ -130,6 +132,32 @@ fn twice_unaligned_is_not_aligned() {
     }
 }
 
+/// A remount between the verdict and the unlock: the write keeps to the mode that it was judged by. With the other's window it would
+/// allocate with `i_data_sem` held, or drop pages.
+#[test]
+fn a_remount_does_not_change_a_writes_mode() {
+    let modes = [EXCLUSIVE, I_DATA_SEM, "dioread_nolock,dio_window=in_flight"];
+    for (from, to) in modes.iter().flat_map(|from| modes.iter().map(move |to| (*from, *to))) {
+        for (path, at_end) in [("/data", false), ("/unwritten", false), ("/data", true)] {
+            let m = Mount::new(from);
+            let file = m.open(path);
+            let pos = if at_end { file.f_inode().i_size() } else { 0 };
+            let sb = m.sb.clone();
+            let tracing = at("ext4_dio_verdict", move || {
+                let sb = sb.clone();
+                thread::spawn(move || ext4_remount(&sb, to).expect("good options")).join().expect("no panic");
+            });
+            assert_eq!(write(&file, pos, Pages::new(4096, 7).bytes()), Ok(4096), "{from} to {to}: {path} at {pos}");
+            drop(tracing);
+            assert_eq!(m.sb.s_fs_info().dio_mode(), Mount::new(to).sb.s_fs_info().dio_mode());
+            assert_eq!(read(&file, pos, 4096).as_deref(), Ok(&[7; 4096][..]), "{from} to {to}: {path} at {pos}");
+            m.assert_idle(&file);
+            drop(file);
+            m.finish();
+        }
+    }
+}
+
 /// No lock for readers: where the mount says so, and of regular files mapped by extents alone.
 #[test]
 fn where_readers_need_no_lock() {
@@ -138,7 +166,8 @@ fn where_readers_need_no_lock() {
         for (image, extents) in [(&image(&Mkfs::default()), true), (&indirect, false)] {
             let m = Mount::with(image, mode, auto());
             let nolock = |path: &str| {
-                ext4_should_dioread_nolock(&path_lookupat(&m.sb, path.as_bytes(), true).expect("the image has it"))
+                let inode = path_lookupat(&m.sb, path.as_bytes(), true).expect("the image has it");
+                ext4_should_dioread_nolock(&inode, m.sb.s_fs_info().dio_mode())
             };
             assert_eq!(nolock("/data"), extents && mode != EXCLUSIVE, "{mode}");
             assert!(!nolock("/crumbs"), "a directory, {mode}");
