@@ -549,6 +549,10 @@ fn an_aborted_journal_makes_the_mount_read_only() {
     assert!(ext4_sync_fs(&m.sb).is_err());
     m.faults.repair();
     assert_eq!(path_unlink(&m.sb, b"/cut"), Err(EROFS));
+    // The thread that has aborted it makes the mount read-only next.
+    while !m.sb.s_flags().contains(SbFlags::RDONLY) {
+        std::thread::yield_now();
+    }
     assert_eq!(ext4_open(&m.sb, "/keep", OpenFlags::O_RDWR).map(drop), Err(EROFS));
     let file = ext4_open(&m.sb, "/keep", OpenFlags::empty()).expect("readable");
     assert_eq!(read(&file, 0, 4096).as_deref(), Ok(&b"keep\n"[..]));
