@@ -324,10 +324,8 @@ impl ExtentStatusTree {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
-
-    use std::println;
-    use std::vec::Vec;
+    use kernel_shim::alloc::{GFP_KERNEL, KVec};
+    use kernel_shim::pr_info;
 
     use super::list::ES_MAX;
     use super::*;
@@ -488,11 +486,15 @@ mod tests {
         }
     }
 
+    /// A file of which nothing is known.
+    fn unknown(blocks: u32) -> KVec<Block> {
+        KVec::from_elem(None, blocks as usize, GFP_KERNEL).expect("memory")
+    }
+
     /// Changes all over a file, in rows up and down, and seldom of great ranges. Returns whether the tree was full at times.
     fn change_many(seed: u64, blocks: u32) -> bool {
-        println!("seed {seed}, {blocks} blocks");
-        let (tree, mut model, mut state) = (ExtentStatusTree::new(), Vec::new(), seed);
-        model.resize(blocks as usize, None);
+        pr_info!("seed {seed}, {blocks} blocks");
+        let (tree, mut model, mut state) = (ExtentStatusTree::new(), unknown(blocks), seed);
         let (mut full, mut chunks, mut most, mut fewer) = (false, 0, 0, 0);
         let (mut row, mut step) = (0, 0);
         for i in 0..12_000 {
@@ -538,8 +540,7 @@ mod tests {
     #[test]
     fn cutting_in_two_does_not_exceed_the_bound() {
         let tree = ExtentStatusTree::new();
-        let mut model = Vec::new();
-        model.resize(5 * ES_MAX, None);
+        let mut model = unknown(5 * ES_MAX as u32);
         insert(&tree, &mut model, es(0, 5 * ES_MAX as u32, 1000, EsStatus::Written));
         for lblk in (1..5 * ES_MAX as u32).step_by(2) {
             change(&tree, &mut model, (lblk, 1), 3, 0);
