@@ -207,31 +207,56 @@ fn ext4_read_edge(inode: &Inode, index: u64) -> Result {
 #[doc(alias = "ext4_write_end")]
 fn ext4_write_begin_end(i_mutex: &Locked<'_>, pos: i64, len: usize, iter: &mut IovIter<'_>) -> Result<usize> {
     let inode = i_mutex.inode();
-    let info = inode.i_private();
     let bits = inode.i_blkbits();
     let first = pos as u64 >> bits;
     let end = (pos as u64 + len as u64).div_ceil(1 << bits);
-    let extends_map = !info.is_extents() && pos + len as i64 > info.i_disksize.load(Ordering::Acquire);
-    if !extends_map && ext4_blocks_there(inode, first, end)? == end {
-        // Nothing to allocate: no journal. With i_mutex held nobody takes them away.
-        return at_least_one(ext4_copy_pages(i_mutex, pos, len, iter)?);
+    if ext4_blocks_there(inode, first, end)? == end {
+        // Nothing to allocate: no journal, unless the size has to move. With i_mutex held nobody takes them away.
+        let copied = at_least_one(ext4_copy_pages(i_mutex, pos, len, iter)?)?;
+        if ext4_da_should_update_i_disksize(inode, pos + copied as i64)? {
+            let mut handle = ext4_journal_start(inode.i_sb().s_fs_info(), 1)?;
+            let moved = ext4_update_disksize_ordered(&mut handle, inode, pos + copied as i64);
+            let stopped = handle.stop();
+            moved.and(stopped)?;
+        }
+        return Ok(copied);
     }
     let credits = ext4_chunk_trans_blocks(inode, (end - first) as u32);
     let mut handle = ext4_journal_start(inode.i_sb().s_fs_info(), credits)?;
     let (there, allocated) = ext4_allocate_range(&mut handle, inode, first, end, credits);
     let room = ((there << bits) as i64 - pos).clamp(0, len as i64) as usize;
     let copied = if room > 0 { ext4_copy_pages(i_mutex, pos, room, iter) } else { Ok(0) };
-    let mut result = allocated;
-    if let (false, Ok(n @ 1..)) = (info.is_extents(), &copied) {
-        // The blocks show what they hold when the size says so, at the latest: the data goes first.
-        result =
-            order_data(&mut handle, inode).and_then(|()| ext4_update_disksize(&mut handle, inode, pos + *n as i64));
-    }
+    let moved = match &copied {
+        Ok(n @ 1..) => match ext4_da_should_update_i_disksize(inode, pos + *n as i64) {
+            Ok(true) => ext4_update_disksize_ordered(&mut handle, inode, pos + *n as i64),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        },
+        _ => Ok(()),
+    };
     let stopped = handle.stop();
     match copied? {
-        0 => Err(result.and(stopped).err().unwrap_or(EFAULT)),
-        n => stopped.map(|()| n),
+        0 => Err(allocated.and(stopped).err().unwrap_or(EFAULT)),
+        n => moved.and(stopped).map(|()| n),
     }
+}
+
+/// Whether a write up to byte `end` has to move the size on disk itself. If its last block is unwritten, whoever writes that back
+/// does it ([`ext4_end_io`]). One that is written the journal's commit may write back, too, which can move nothing
+/// ([`ext4_submit_inode_data`]): the page would be clean, and the bytes past the old size lost with the page.
+fn ext4_da_should_update_i_disksize(inode: &Inode, end: i64) -> Result<bool> {
+    if end <= inode.i_private().i_disksize.load(Ordering::Acquire) {
+        return Ok(false);
+    }
+    let last = lookup(inode, (end - 1) as u64 >> inode.i_blkbits(), 1)?;
+    Ok(last.m_flags.contains(MapFlags::MAPPED) && !last.m_flags.contains(MapFlags::UNWRITTEN))
+}
+
+/// [`ext4_update_disksize`] for data that is in the page cache, in written blocks: these show what they hold when the size says so, at
+/// the latest, so the data goes first.
+fn ext4_update_disksize_ordered(handle: &mut Handle<'_>, inode: &Inode, end: i64) -> Result {
+    order_data(handle, inode)?;
+    ext4_update_disksize(handle, inode, end)
 }
 
 fn at_least_one(n: usize) -> Result<usize> {

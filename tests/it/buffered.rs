@@ -216,6 +216,37 @@ fn growing_over_the_old_end_reads_zeros() {
     }
 }
 
+/// A file grows within a written block whose end a truncation has zeroed: the journal's commit writes the page, and the size
+/// on disk must not stay behind for want of anything dirty.
+#[test]
+fn what_a_commit_writes_back_is_not_past_the_size_on_disk() {
+    for spec in specs() {
+        let m = Mount::with(&dio::image(&spec), IN_FLIGHT, auto());
+        let file = create(&m, "/grows");
+        assert_eq!(write(&file, 0, &[7; 12288]), Ok(12288));
+        fsync(&file).expect("fsync");
+        ext4_setattr_size(file.f_inode(), 8200).expect("truncate");
+        assert_eq!(write(&file, 8000, &[9; 900]), Ok(900));
+        let mut expected = vec![7; 8000];
+        expected.extend([9; 900]);
+        // Commits, and so writes what is ordered before.
+        let other = create(&m, "/other");
+        fsync(&other).expect("fsync");
+        fsync(&file).expect("fsync");
+        let crashed = m.after_crash();
+        let found = open(&crashed, "/grows", OpenFlags::empty());
+        assert_same(&contents(&found, 8900), &expected, "after a power failure");
+        drop(found);
+        crashed.finish();
+        drop((file, other));
+        let m = Mount::with(&m.finish(), IN_FLIGHT, auto());
+        let file = open(&m, "/grows", OpenFlags::empty());
+        assert_same(&contents(&file, 8900), &expected, "mounted again");
+        drop(file);
+        m.finish();
+    }
+}
+
 /// O_APPEND goes to the end, O_SYNC is on the disk when it returns.
 #[test]
 fn append_and_sync() {
