@@ -421,15 +421,28 @@ fn two_fsyncs_of_a_new_file() {
     }
 }
 
+/// Says on a panic what was being run.
+struct Told<'w>(&'w World);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {:#x}, on threads:\n{}", self.0.seed, self.0);
+        }
+    }
+}
+
 /// On threads of the host, with a disk that completes at once: worlds do not depend on the simulation.
 #[test]
 fn the_same_worlds_on_threads() {
     quiet_log();
-    for seed in 1..40 {
+    // In the latter two the flusher is at work when all else has ended, and an append fails after it has grown the file.
+    for seed in (1..40).chain([0x151, 0x4ff]) {
         let world = world_of(seed);
+        let _told = Told(&world);
         let outcome = Running::run(&world, &image_of(&world), Checks::default());
         if let Err(what) = outcome.check(&world) {
-            panic!("{what}\n{world}");
+            panic!("{what}");
         }
     }
 }

@@ -17,7 +17,9 @@
 //! * A write that fails, or the part past what it says it wrote, may have happened or not, and replaces nothing for certain. One that
 //!   answers EAGAIN, EINVAL, EBADF or EROFS has not happened.
 //! * A word counts, not a sector: a buffered read may see a buffered write half done.
-//! * With a disk that fails, the page cache may lose what it was given (and `fsync` tells, once): buffered writes replace nothing then.
+//! * With a disk that fails, the page cache may lose what it was given (and `fsync` tells, once): buffered writes replace nothing then,
+//!   and neither do zeros in a part of a block.
+//!   A read that the disk fails in the middle of is short.
 //! * COLLAPSE_RANGE and INSERT_RANGE move data. In a world that has them a read may return what was written to this file at any place
 //!   that a sum of such moves leads to; nothing else is asked of it.
 
@@ -28,6 +30,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Bytes of a register.
 pub const SECTOR: u64 = 512;
+/// Bytes of a block, at most.
+const BLOCK: u64 = 4096;
 /// Has not come yet.
 pub const NEVER: u64 = u64::MAX;
 /// What an operation that has no answer yet has for one.
@@ -250,6 +254,8 @@ impl Log {
 pub struct Leniency {
     /// The disk fails: buffered writes may be lost.
     pub faults: bool,
+    /// It fails to read: a read may be short of what it could not get.
+    pub bad_reads: bool,
     /// Data moves inside files.
     pub shifts: bool,
 }
@@ -377,10 +383,16 @@ fn histories(log: &Log, lenient: Leniency) -> BTreeMap<u32, FileHistory> {
         let (invoke, ret) = record.times();
         let answer = record.answer();
         let pos = record.pos.load(SeqCst);
-        if invoke == NEVER || !may_have_happened(answer) || pos < 0 {
+        if invoke == NEVER || !may_have_happened(answer) {
             continue;
         }
         let file = files.entry(record.obj.load(SeqCst)).or_default();
+        if pos < 0 {
+            // An append that failed: it may have grown the file, nobody knows from where.
+            let grown = Resize { invoke, ret, size: u64::MAX, exact: false, sure: false, durable: NEVER };
+            file.resizes.push(grown);
+            continue;
+        }
         let (pos, len) = (pos as u64, record.len.load(SeqCst));
         let done = match (record.change, answer) {
             (Change::Write { .. }, Some(n)) => n.max(0) as u64,
@@ -391,7 +403,8 @@ fn histories(log: &Log, lenient: Leniency) -> BTreeMap<u32, FileHistory> {
         let buffered = matches!(record.change, Change::Write { buffered: true, .. });
         let sure = answer.is_some_and(|answer| answer >= 0) && !(lenient.faults && buffered);
         let effect = Effect { tag, invoke, ret, word: Word::Zero, sure, durable };
-        add_data(file, record.change, effect, (pos, pos.saturating_add(len), pos.saturating_add(done)));
+        let range = (pos, pos.saturating_add(len), pos.saturating_add(done));
+        add_data(file, record.change, effect, range, lenient.faults);
         let resize =
             Resize { invoke, ret, size: pos + len, exact: false, sure: answer.is_some_and(|a| a >= 0), durable };
         match record.change {
@@ -408,22 +421,27 @@ fn histories(log: &Log, lenient: Leniency) -> BTreeMap<u32, FileHistory> {
     files
 }
 
-/// Notes what an operation on bytes `pos..end`, of which `..done` are done for certain, did to sectors.
-fn add_data(file: &mut FileHistory, change: Change, effect: Effect, (pos, end, done): (u64, u64, u64)) {
+/// Notes what an operation on bytes `pos..end`, of which `..done` are done for certain, did to sectors. With `faults`, zeros in a part of
+/// a block, which go through the page cache, are not certain.
+fn add_data(file: &mut FileHistory, change: Change, effect: Effect, (pos, end, done): (u64, u64, u64), faults: bool) {
+    let zeroes = !matches!(change, Change::Write { .. });
+    // Of zeros, what is neither in the first nor in the last block.
+    let certain = if faults && zeroes { pos.next_multiple_of(BLOCK)..done / BLOCK * BLOCK } else { pos..done };
     match change {
         Change::Truncate => {
-            if !pos.is_multiple_of(SECTOR) {
-                file.sectors.entry(pos / SECTOR).or_default().push(Effect { sure: false, ..effect });
+            let kept = pos / SECTOR..certain.start.div_ceil(SECTOR);
+            for sector in kept.clone() {
+                file.sectors.entry(sector).or_default().push(Effect { sure: false, ..effect });
             }
-            file.tails.push((pos.div_ceil(SECTOR), effect));
+            file.tails.push((kept.end, effect));
         }
         Change::Write { .. } | Change::Zero | Change::ZeroGrow => {
             for sector in pos / SECTOR..end.div_ceil(SECTOR) {
                 let (first, last) = ((sector * SECTOR).max(pos), ((sector + 1) * SECTOR).min(end) - 1);
-                let whole = sector * SECTOR >= pos && (sector + 1) * SECTOR <= done;
+                let whole = sector * SECTOR >= certain.start && (sector + 1) * SECTOR <= certain.end;
                 let effect = Effect { sure: effect.sure && whole, ..effect };
                 let all = file.sectors.entry(sector).or_default();
-                if !matches!(change, Change::Write { .. }) {
+                if zeroes {
                     all.push(effect);
                     continue;
                 }
@@ -448,7 +466,7 @@ fn check_read(log: &Log, file: &FileHistory, read: &Read, lenient: Leniency) -> 
         }
     }
     let end = read.pos + read.bytes.len() as u64;
-    if read.bytes.len() < read.asked && !lenient.shifts {
+    if read.bytes.len() < read.asked && !lenient.shifts && !lenient.bad_reads {
         check_end(file, read, end)?;
     }
     Ok(())
@@ -608,6 +626,23 @@ mod tests {
         // Its place counts, and so does its time.
         assert!(ok(vec![read(Way::Direct, stamp(1, 1), 7, 8)]).is_err());
         assert!(ok(vec![read(Way::Direct, stamp(1, 0), 2, 2)]).is_err());
+    }
+
+    #[test]
+    fn an_append_that_failed_may_have_grown_the_file() {
+        let log = log(&[(WRITE, 0, 512, 1, 2), (WRITE, -1, 512, 3, 4)]);
+        let longer = |invoke, ret| {
+            let bytes = [stamp(0, 0).to_le_bytes().repeat(64), stamp(1, 0).to_le_bytes().repeat(64)].concat();
+            let read = Read { tag: 99, obj: 0, way: Way::Direct, pos: 0, asked: 4096, bytes, invoke, ret };
+            check(&log, vec![read], Leniency::default())
+        };
+        let answers = |errno: i32| log.records[1].answer.store(-i64::from(errno), SeqCst);
+        answers(libc::EIO);
+        assert!(longer(5, 6).is_ok());
+        // Not before it began, and not if it has not happened.
+        assert!(longer(2, 2).is_err());
+        answers(libc::EAGAIN);
+        assert!(longer(5, 6).is_err());
     }
 
     #[test]
