@@ -6,7 +6,7 @@
 //! of the schedules are drawn step by step, half by priorities (PCT). A failure is tried again with fewer tasks and operations, as
 //! long as it stays one, and told in readable form.
 //!
-//! * `EXT4_DIO_SCHEDULES`: how many, at least. 10 000.
+//! * `EXT4_DIO_SCHEDULES`: how many, at least. 10 000; on threads 3 000 worlds.
 //! * `EXT4_DIO_SECONDS`: goes on until so many seconds have passed, and has `e2fsck` look at every image instead of every
 //!   [`FSCK_EACH`]-th.
 //! * `EXT4_DIO_SEED`: where the seeds begin; after a failure, with `EXT4_DIO_SCHEDULES=1`, exactly that world and schedule, with a trace.
@@ -33,6 +33,8 @@ use kernel_shim::testing::{Fix, REVERT_VAR};
 
 /// So many schedules, unless the environment says otherwise.
 const SCHEDULES: u64 = 10_000;
+/// So many worlds on threads, unless the environment says otherwise.
+const ON_THREADS: u64 = 3_000;
 /// One world in so many is large.
 const LARGE_EACH: u64 = 64;
 /// `e2fsck` looks at one image in so many.
@@ -432,19 +434,28 @@ impl Drop for Told<'_> {
     }
 }
 
-/// On threads of the host, with a disk that completes at once: worlds do not depend on the simulation.
+/// On threads of the host, with a disk that completes at once: worlds do not depend on the simulation, and many more are run in the time.
 #[test]
 fn the_same_worlds_on_threads() {
     quiet_log();
-    // In the latter two the flusher is at work when all else has ended, and an append fails after it has grown the file.
-    for seed in (1..40).chain([0x151, 0x4ff]) {
+    let start = Instant::now();
+    let first = env("EXT4_DIO_SEED").unwrap_or(1);
+    let wanted = env("EXT4_DIO_SCHEDULES").unwrap_or(ON_THREADS);
+    let seconds = Duration::from_secs(env("EXT4_DIO_SECONDS").unwrap_or(0));
+    let mut worlds = 0;
+    for seed in first.. {
+        if worlds >= wanted && start.elapsed() >= seconds {
+            break;
+        }
         let world = world_of(seed);
         let _told = Told(&world);
         let outcome = Running::run(&world, &image_of(&world), Checks::default());
         if let Err(what) = outcome.check(&world) {
             panic!("{what}");
         }
+        worlds += 1;
     }
+    eprintln!("sim: on threads: {worlds} worlds, {:.1} s, seeds from {first:#x}", start.elapsed().as_secs_f64());
 }
 
 /// Fixes whose absence random worlds find soon, each within this many schedules.
