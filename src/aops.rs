@@ -227,11 +227,13 @@ fn ext4_write_begin_end(i_mutex: &Locked<'_>, pos: i64, len: usize, iter: &mut I
     let room = ((there << bits) as i64 - pos).clamp(0, len as i64) as usize;
     let copied = if room > 0 { ext4_copy_pages(i_mutex, pos, room, iter) } else { Ok(0) };
     let moved = match &copied {
-        Ok(n @ 1..) => match ext4_da_should_update_i_disksize(inode, pos + *n as i64) {
-            Ok(true) => ext4_update_disksize_ordered(&mut handle, inode, pos + *n as i64),
-            Ok(false) => Ok(()),
-            Err(error) => Err(error),
-        },
+        Ok(n @ 1..) => {
+            let end = pos + *n as i64;
+            // Without extents what was allocated counts as written.
+            let shows =
+                if inode.i_private().is_extents() { ext4_da_should_update_i_disksize(inode, end) } else { Ok(true) };
+            shows.and_then(|shows| if shows { ext4_update_disksize_ordered(&mut handle, inode, end) } else { Ok(()) })
+        }
         _ => Ok(()),
     };
     let stopped = handle.stop();
@@ -252,8 +254,8 @@ fn ext4_da_should_update_i_disksize(inode: &Inode, end: i64) -> Result<bool> {
     Ok(last.m_flags.contains(MapFlags::MAPPED) && !last.m_flags.contains(MapFlags::UNWRITTEN))
 }
 
-/// [`ext4_update_disksize`] for data that is in the page cache, in written blocks: these show what they hold when the size says so, at
-/// the latest, so the data goes first.
+/// [`ext4_update_disksize`] for data that is in the page cache, in written blocks: these show what they hold when the file has them and
+/// the size says so, at the latest, so the data goes first.
 fn ext4_update_disksize_ordered(handle: &mut Handle<'_>, inode: &Inode, end: i64) -> Result {
     order_data(handle, inode)?;
     ext4_update_disksize(handle, inode, end)

@@ -80,7 +80,7 @@ pub struct Running {
     objects: AtomicU32,
     checks: Checks,
     /// What was durable when somebody was told that something is.
-    durable: Mutex<Vec<(u64, Vec<u8>)>>,
+    durable: Mutex<Vec<(u64, Vec<u8>, u64)>>,
     steps: AtomicU64,
 }
 
@@ -498,7 +498,9 @@ impl Running {
         if ret >= 0 && durable {
             let mut images = lock(&self.durable);
             if images.len() < self.checks.durable as usize {
-                images.push((self.log.now(), self.disk.durable_image()));
+                let before = self.log.now();
+                let image = self.disk.durable_image();
+                images.push((before, image, self.log.now()));
             }
         }
     }
@@ -518,7 +520,7 @@ impl Running {
         let images = std::mem::take(&mut *lock(&self.durable));
         if self.world.fault.is_none() && !self.world.ops().any(|op| matches!(op, Op::Unlink { .. } | Op::Reopen { .. }))
         {
-            images.into_iter().for_each(|(at, image)| self.read_durable(at, image));
+            images.into_iter().for_each(|(invoke, image, ret)| self.read_durable(invoke, image, ret));
         }
         for file in 0..self.world.files {
             self.put(file, None);
@@ -576,8 +578,8 @@ impl Running {
         all
     }
 
-    /// Mounts what was durable at a moment, which replays the journal, and reads it.
-    fn read_durable(&self, at: u64, image: Vec<u8>) {
+    /// Mounts what was durable at a moment between `at` and `ret`, which replays the journal, and reads it.
+    fn read_durable(&self, at: u64, image: Vec<u8>, ret: u64) {
         let disk = SimDisk::new(&DiskImage::new(image)).expect("a disk");
         let bdev = Bdev::new(SimQueue(disk)).expect("good limits");
         let sb = ext4_mount(bdev, "").unwrap_or_else(|error| panic!("mounting what was durable at {at}: {error:?}"));
@@ -591,7 +593,7 @@ impl Running {
                 Err(error) => panic!("looking for what was durable at {at}: {error:?}"),
             };
             let obj = u32::from(file);
-            self.log.read(Read { tag: u32::MAX, obj, way: Way::Durable, pos: 0, asked, bytes, invoke: at, ret: at });
+            self.log.read(Read { tag: u32::MAX, obj, way: Way::Durable, pos: 0, asked, bytes, invoke: at, ret });
         }
         ext4_umount(&sb).expect("unmounting");
     }
