@@ -62,7 +62,7 @@ pub(crate) fn setup(block: u32, extents: bool, log: u64) -> Vec<Step> {
 /// Steps for [`setup`]'s files.
 pub(crate) fn random(seed: u64, block: u32, n: usize) -> Vec<Step> {
     let theme = THEMES[(seed / 16 % 4) as usize];
-    let mut draw = Draw { rng: Rng(seed), b: u64::from(block), tag: 0, theme };
+    let mut draw = Draw { rng: Rng(seed), b: u64::from(block), tag: 0, theme, cut: [0; FILES.len() + 1] };
     (0..n).map(|_| draw.step()).collect()
 }
 
@@ -71,6 +71,8 @@ struct Draw {
     b: u64,
     tag: u32,
     theme: Theme,
+    /// Where each file was cut last.
+    cut: [u64; FILES.len() + 1],
 }
 
 impl Draw {
@@ -137,6 +139,13 @@ impl Draw {
             }
             3 => Step::WriteBack { slot },
             2 => Step::Op(Op::SetDirect { slot, on: self.rng.one_in(2) }),
+            4 => {
+                // Over the end that a truncation has left in a block.
+                let end = self.cut[usize::from(slot)];
+                let pos = end.saturating_sub(self.rng.below(600));
+                let len = end - pos + 1 + self.rng.below(self.b / 2);
+                write(slot, pos, len, tag)
+            }
             _ => {
                 let mut rwf = Rwf(0);
                 if self.rng.one_in(4) {
@@ -156,7 +165,12 @@ impl Draw {
         let (pos, len) = (self.pos(), self.len());
         let how = *self.rng.pick(Falloc::ALL);
         match self.rng.below(8) {
-            0..3 => Step::Op(Op::Ftruncate { slot, size: pos }),
+            0..3 => {
+                // Often in the middle of a block.
+                let size = if self.rng.one_in(2) { pos } else { pos + self.rng.below(self.b) };
+                self.cut[usize::from(slot)] = size;
+                Step::Op(Op::Ftruncate { slot, size })
+            }
             _ if matches!(how, Falloc::Collapse | Falloc::Insert) => {
                 let pos = self.rng.below(6) * self.b;
                 let len = (1 + self.rng.below(3)) * self.b;
@@ -237,13 +251,14 @@ pub(crate) struct Script {
 }
 
 /// Runs that are worth having each time.
-pub(crate) const SCRIPTS: [Script; 6] = [
+pub(crate) const SCRIPTS: [Script; 7] = [
     Script { name: "replace by rename", steps: replace_by_rename },
     Script { name: "appends", steps: appends },
     Script { name: "blocks that were another's", steps: second_hand },
     Script { name: "files without names", steps: nameless },
     Script { name: "a log that goes round", steps: many_commits },
     Script { name: "a directory that grows", steps: many_names },
+    Script { name: "cut, and grown in a block", steps: cut_and_grown },
 ];
 
 /// What editors do: write beside it, fsync, rename over it.
@@ -279,6 +294,22 @@ fn appends(b: u64) -> Vec<Step> {
             let list = (0..4).map(|k| ((40 + 3 - k) * b, b as usize)).collect();
             steps.push(Step::Op(Op::Aio { slot: 2, tag: 100, list }));
         }
+    }
+    steps
+}
+
+/// A file is cut in the middle of a block, which orders its data, and grows within that; a commit for another file writes it.
+fn cut_and_grown(b: u64) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for n in 0..6u32 {
+        let size = u64::from(6 - n) * b - 3 * b / 4;
+        steps.push(write(3, size - 100, b, 3 * n + 1));
+        steps.push(Step::Op(Op::Fsync { slot: 3 }));
+        steps.push(Step::Op(Op::Ftruncate { slot: 3, size }));
+        steps.push(write(3, size - 10, 10 + b / 8, 3 * n + 2));
+        steps.push(write(1, u64::from(n) * b, b, 3 * n + 3));
+        steps.push(Step::Op(Op::Fsync { slot: 1 }));
+        steps.push(Step::Op(if n % 2 == 0 { Op::Fsync { slot: 3 } } else { Op::Fdatasync { slot: 3 } }));
     }
     steps
 }
