@@ -266,14 +266,15 @@ fn nothing_changes_while_frozen() {
         let ret = write_async(&file, 4096 * tag as i64, leaked(4096, 0x80 + tag as u8), &told, tag);
         assert_eq!(ret, Err(EIOCBQUEUED));
     }
-    let (disk, waiting) = (m.disk.clone(), told.clone());
+    let disk = m.disk.clone();
     let tracing = on_trace(move |name| match name {
         "direct I/O drains" => disk.release(),
-        "ext4_freeze: no direct I/O" => assert_eq!(waiting.told().len(), 8, "frozen with writes in flight"),
+        "ext4_freeze: no direct I/O" => assert_eq!(disk.in_flight(), 0, "frozen with writes in flight"),
         _ => {}
     });
     assert_eq!(ext4_freeze(&m.sb), Ok(()));
     drop(tracing);
+    told.wait(8);
 
     let frozen = m.disk.durable_image();
     Image::from_bytes(&frozen).assert_clean();

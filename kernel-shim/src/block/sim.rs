@@ -304,7 +304,8 @@ fn note(event: &InFlight, what: &str) {
 impl Drop for SimDisk {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if !state.keep {
+        // A disk of an image that nobody else has will not be wanted again.
+        if !state.keep && StdArc::strong_count(&state.memory.image.0) > 1 {
             let empty = Memory { image: DiskImage(StdArc::new(Vec::new())), bytes: Vec::new(), changed: Vec::new() };
             let memory = core::mem::replace(&mut state.memory, empty);
             // Not there any more when the thread ends.
