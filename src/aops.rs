@@ -10,6 +10,9 @@
 //! A file that is mapped by indirect blocks has no unwritten ones. There the blocks are allocated as written, and the transaction
 //! that does it is not committed before the data is on the device (`data=ordered`): [`ext4_submit_inode_data`].
 //!
+//! A write that grows the file within a block that is written already moves the size on disk itself, in a transaction that is ordered so,
+//! too: the commit may be the one that writes the page back, and moves no size.
+//!
 //! PORT: C reserves space and allocates when the data is written back (delayed allocation). Here ENOSPC is known when `write()`
 //! returns, and nothing has to be reserved.
 //!
