@@ -262,8 +262,8 @@ pub use sb_stats::{Ext4Statfs, Ext4Stats, ext4_sb_stats, ext4_statfs};
 #[rustfmt::skip]
 const LOCK_ORDER: &[&[&str]] = &[
     &["sb_writers", "aio_mutex", "i_mutex", "i_mutex/1", "i_dio_count", "invalidate_lock", "page_writeback", "sb_internal",
-      "jbd2_commit", "jbd2_handle", "page_io", "page", "xattr_sem", "extending", "s_orphan_lock", "i_data_sem", "group",
-      "buffer", "buffer/1", "bio"],
+      "jbd2_commit", "jbd2_handle", "page_io", "page", "xattr_sem", "extending", "orphan_inode", "s_orphan_lock",
+      "i_data_sem", "group", "buffer", "buffer/1", "bio"],
     // Directories: the upper one or the one of the lower number, the other one, what is in them; all above files.
     &["sb_writers", "s_vfs_rename_mutex", "i_mutex_dir", "i_mutex_dir/1", "i_mutex_dir/2", "i_mutex_dir/3", "i_mutex"],
     // Inodes that nobody else knows yet, or any more.

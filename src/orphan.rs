@@ -5,13 +5,13 @@
 //! `i_dtime`, the number of the one before it. Or, with the feature `orphan_file`, in slots of a file, which two CPUs that write
 //! different blocks of it do not fight for; when it is full, on the list after all.
 //!
-//! Lock order: handle → `s_orphan_lock` → buffers. Nobody who has it takes `i_data_sem`.
+//! Lock order: handle → `orphan_inode` → `s_orphan_lock` → buffers.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use kernel_shim::alloc::{Arc, GFP_NOFAIL, GFP_NOFS, KVec};
 use kernel_shim::error::{Result, code::*};
-use kernel_shim::sync::Mutex;
+use kernel_shim::sync::{Mutex, MutexGuard};
 use kernel_shim::{pr_err, pr_info, pr_warn};
 
 use crate::corrupt::{Corrupt, Ext4Result};
@@ -25,6 +25,9 @@ use crate::{Ext4State, Inode, SuperBlock};
 /// Credits for one of the two: the super block, the inode, and the one before it on the list.
 pub const ORPHAN_CREDITS: u32 = 3;
 
+/// Inodes share so many locks.
+const SHARDS: usize = 16;
+
 /// The orphans of a mount.
 pub(crate) struct Orphans {
     /// C's `s_orphan` and `s_orphan_lock`: those on the list on the disk, which has them in the opposite order.
@@ -33,11 +36,19 @@ pub(crate) struct Orphans {
     file: Option<OrphanFile>,
     /// Those in slots.
     in_file: AtomicU32,
+    /// By number: one at a time puts an inode among the orphans or takes it from there. C has `i_rwsem` for that; here a direct write
+    /// that extends the file gives `i_mutex` back before it does, and others unlink the file meanwhile.
+    inodes: [Mutex<()>; SHARDS],
 }
 
 impl Default for Orphans {
     fn default() -> Self {
-        Self { list: Mutex::named("s_orphan_lock", KVec::new()), file: None, in_file: AtomicU32::new(0) }
+        Self {
+            list: Mutex::named("s_orphan_lock", KVec::new()),
+            file: None,
+            in_file: AtomicU32::new(0),
+            inodes: [const { Mutex::named("orphan_inode", ()) }; SHARDS],
+        }
     }
 }
 
@@ -72,6 +83,11 @@ impl Orphans {
         Ok(Self { file, ..Self::default() })
     }
 
+    /// Nobody else changes whether this inode is one.
+    fn lock_inode(&self, ino: Ino) -> MutexGuard<'_, ()> {
+        self.inodes[ino.0 as usize % SHARDS].lock()
+    }
+
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.list.lock().is_empty() && self.in_file.load(Ordering::Acquire) == 0
@@ -83,18 +99,21 @@ fn ext4_tracks_orphans(sb: &Ext4SbInfo) -> bool {
     sb.s_journal().is_some()
 }
 
-/// Puts an inode on the list of orphans, unless it is. Called with `i_mutex` held, or the only reference. Needs
-/// [`ORPHAN_CREDITS`]. Sleeps.
+/// Puts an inode on the list of orphans, unless it is. Needs [`ORPHAN_CREDITS`]. Sleeps.
 ///
 /// Without a journal it does nothing. EIO, EROFS, ENOMEM: then it is not on the list.
 pub fn ext4_orphan_add(handle: &mut Handle<'_>, inode: &Inode) -> Result {
     let sb = handle.sb();
     let info = inode.i_private();
-    if !ext4_tracks_orphans(sb) || info.orphan().is_some() {
+    if !ext4_tracks_orphans(sb) {
         return Ok(());
     }
     let orphans = &sb.s_orphans;
     let ino = ino_of(inode);
+    let _alone = orphans.lock_inode(ino);
+    if info.orphan().is_some() {
+        return Ok(());
+    }
     if let Some(file) = &orphans.file {
         match file.add(handle, ino) {
             Ok(slot) => {
@@ -133,9 +152,10 @@ pub fn ext4_orphan_add(handle: &mut Handle<'_>, inode: &Inode) -> Result {
 /// only. As [`ext4_orphan_add`].
 pub fn ext4_orphan_del(handle: Option<&mut Handle<'_>>, inode: &Inode) -> Result {
     let info = inode.i_private();
-    let Some(orphan) = info.orphan() else { return Ok(()) };
     let sb = inode.i_sb().s_fs_info();
     let orphans = &sb.s_orphans;
+    let _alone = orphans.lock_inode(ino_of(inode));
+    let Some(orphan) = info.orphan() else { return Ok(()) };
     let next = match &orphan.place {
         Place::Slot(slot) => {
             info.set_orphan(None);
@@ -145,9 +165,11 @@ pub fn ext4_orphan_del(handle: Option<&mut Handle<'_>>, inode: &Inode) -> Result
                 _ => Ok(()),
             };
         }
-        Place::List(next) => next.load(Ordering::Acquire),
+        Place::List(next) => next,
     };
     let mut list = orphans.list.lock();
+    // With the lock: the next one may have gone meanwhile.
+    let next = next.load(Ordering::Acquire);
     let Some(at) = list.iter().position(|other| Arc::ptr_eq(other, &orphan)) else { return Ok(()) };
     // In memory first: whatever happens on the disk, it must not be found there when the inode is gone.
     let gone = list.remove(at);

@@ -48,6 +48,7 @@ const SLEEPING: &[&[&str]] = &[
     &["xattr_sem"],
     &["extending"],
     &["s_iget"],
+    &["orphan_inode"],
     &["s_orphan_lock"],
     &["i_data_sem"],
     &["pa_inode", "lg_mutex", "group"],

@@ -423,6 +423,34 @@ fn two_fsyncs_of_a_new_file() {
     }
 }
 
+/// A direct write that extends the file has given `i_mutex` back when it puts the inode among the orphans; another task unlinks the file,
+/// and a third has the inode before it on the list of orphans.
+#[test]
+fn a_file_that_is_written_to_and_unlinked_is_an_orphan_once() {
+    quiet_log();
+    let queued = How { direct: true, queued: true, ..How::default() };
+    let world = World {
+        seed: 0,
+        block_size: 4096,
+        journal: true,
+        mode: 2,
+        cache: (true, false),
+        files: 3,
+        prelude: vec![Op::Write { file: 0, pos: 12288, len: 4096, how: How { direct: true, ..How::default() } }],
+        tasks: vec![
+            vec![Op::Write { file: 2, pos: 4096, len: 12288, how: queued }],
+            vec![Op::Unlink { file: 2 }],
+            vec![Op::Truncate { file: 0, size: 12288 }],
+        ],
+        fault: None,
+    };
+    let mut batch = Batch::new(1, 400, None);
+    (batch.fixed, batch.fsck_each) = (Some(world.clone()), 4);
+    if let Some((seed, failure)) = Arc::new(batch).run(2) {
+        panic!("schedule {seed}: {}\n{world}", failure.message);
+    }
+}
+
 /// Says on a panic what was being run.
 struct Told<'w>(&'w World);
 

@@ -538,6 +538,11 @@ impl Running {
 
     /// What is on the disk after unmounting is what was read before.
     fn check_image(&self, files: &[Option<Vec<u8>>]) -> Result<(), String> {
+        let mut s_last_orphan = [0; 4];
+        self.disk.peek(1024 + 0xe8, &mut s_last_orphan);
+        if s_last_orphan != [0; 4] {
+            return Err(format!("inode {} is an orphan after unmounting", u32::from_le_bytes(s_last_orphan)));
+        }
         let bdev = Bdev::new(SimQueue(self.disk.clone())).expect("good limits");
         let reader = crate::reader::Reader::new(&bdev).map_err(|error| format!("the image: {error:?}"))?;
         for (file, contents) in (0..).zip(files) {
