@@ -14,6 +14,7 @@ use kernel_shim::error::code::{EEXIST, ENOSPC};
 use kernel_shim::fs::buffer::BufferHead;
 use kernel_shim::fs::inode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID};
 use kernel_shim::fs::{InodeState, InodeTimes, NewInode};
+use kernel_shim::testing::trace;
 use kernel_shim::time::{Timespec64, ktime_get_coarse_real, ktime_get_real};
 
 use crate::bitmap::{clear_bits, count_clear, ext4_bitmap_csum, next_clear, set_bits};
@@ -171,7 +172,8 @@ impl Ext4SbInfo {
         handle.dirty_metadata(&bitmap)?;
         handle.dirty_metadata(desc_bh)?;
         if fresh_block {
-            self.zero_table_block(handle, group, index)?;
+            trace("ext4_new_inode: a fresh block of the table");
+            self.zero_table_block(handle, group, index, &bitmap)?;
         }
         Ok(Some(Ino(group.0 * self.s_inodes_per_group + index + 1)))
     }
@@ -184,19 +186,33 @@ impl Ext4SbInfo {
         count_clear(map, self.s_first_ino.saturating_sub(1).min(self.s_inodes_per_group))
     }
 
-    /// Fills the block of the inode table that an inode is in with zeros.
+    /// Fills the block of the inode table that an inode is in with zeros, but for inodes that others have taken meanwhile: those may be
+    /// written already, and are written as a whole.
     ///
     /// PORT: C does that when it reads the block (`ext4_get_inode_loc` looks whether its other inodes are in use), and has a thread
     /// that zeroes whole tables after mount (`lazyinit`). Inodes are taken from the first free one on, so no block between
     /// those in use stays as it was.
-    fn zero_table_block(&self, handle: &mut Handle<'_>, group: Group, index: u32) -> Ext4Result {
+    fn zero_table_block(&self, handle: &mut Handle<'_>, group: Group, index: u32, bitmap: &BufferHead) -> Ext4Result {
         let block = self.ext4_get_group_desc(group)?.inode_table.0 + u64::from(index / self.s_inodes_per_block);
         let bh = self.buffers.getblk(block)?;
         handle.get_create_access(&bh)?;
-        let mut bytes = bh.write();
-        bytes.fill(0);
-        bytes.set_uptodate();
-        drop(bytes);
+        {
+            // Whoever takes one from here on writes it afterwards.
+            let _group = self.ext4_lock_group_desc(group)?;
+            let first = index / self.s_inodes_per_block * self.s_inodes_per_block;
+            // As many as a block of 64 KiB has at most.
+            let mut free = [true; (1 << 16) / EXT4_GOOD_OLD_INODE_SIZE as usize];
+            let map = bitmap.read();
+            for (at, free) in (first..first + self.s_inodes_per_block).zip(&mut free) {
+                *free = at == index || next_clear(&map, at, at + 1) == at;
+            }
+            drop(map);
+            let mut bytes = bh.write();
+            for (raw, _) in bytes.chunks_mut(usize::from(self.s_inode_size)).zip(free).filter(|(_, free)| *free) {
+                raw.fill(0);
+            }
+            bytes.set_uptodate();
+        }
         Ok(handle.dirty_metadata(&bh)?)
     }
 }

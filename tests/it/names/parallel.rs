@@ -4,7 +4,10 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
+use ext4_dio_tests::dio::{Mount, auto, image};
+use ext4_dio_tests::images::Mkfs;
 use ext4_dio_tests::oplang::Rng;
+use kernel_shim::testing::on_trace;
 
 use super::*;
 
@@ -184,4 +187,39 @@ fn reading_beside_changes() {
         }
     });
     m.finish();
+}
+
+/// One has taken the first inode of a fresh block of the table, and is about to fill that with zeros; another takes the next one, and has
+/// written it by then.
+#[test]
+fn a_fresh_block_of_the_inode_table_is_shared() {
+    let mkdir = |sb: &Sb, path: &str| {
+        ext4_dio::path::path_mkdir(sb, path.as_bytes(), 0o755, &ext4_dio::path::Cred::default()).expect("mkdir");
+    };
+    for block_size in [1024, 2048, 4096] {
+        let m = Mount::with(&image(&Mkfs { block_size, inodes: 128, ..Mkfs::default() }), "", auto());
+        mkdir(&m.sb, "/a");
+        mkdir(&m.sb, "/b");
+        let shared = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let tracing = on_trace({
+            let (sb, shared) = (m.sb.clone(), shared.clone());
+            move |what| {
+                if what == "ext4_new_inode: a fresh block of the table" {
+                    let n = shared.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    let sb = sb.clone();
+                    std::thread::spawn(move || mkdir(&sb, &format!("/b/{n}"))).join().expect("no panic");
+                }
+            }
+        });
+        for n in 0..40 {
+            mkdir(&m.sb, &format!("/a/{n}"));
+        }
+        drop(tracing);
+        let shared = shared.load(std::sync::atomic::Ordering::SeqCst);
+        assert!(shared > 0, "no fresh block");
+        for n in 0..shared {
+            assert!(names(&m.sb, &format!("/b/{n}")).is_empty());
+        }
+        m.finish();
+    }
 }
