@@ -98,7 +98,8 @@ pub fn private_mounts() -> bool {
                 c"none".as_ptr(),
                 c"/".as_ptr(),
                 std::ptr::null(),
-                libc::MS_REC | libc::MS_PRIVATE,
+                // What is unmounted elsewhere is not kept here.
+                libc::MS_REC | libc::MS_SLAVE,
                 std::ptr::null(),
             ) == 0
     };

@@ -100,16 +100,17 @@ pub fn serve(request: &Request, mut mounted: impl FnMut() -> Result<(), Error>) 
     if !request.foreground && request.log.is_none() {
         log::set(Target::Syslog);
     }
-    for event in events {
-        match event {
-            Event::Over => break,
-            Event::Stop(signal) => {
-                log::info(&format!("{signal}: unmounting {}", mountpoint.display()));
-                if !unmount(&fs, &mountpoint, device) {
-                    break;
-                }
-            }
+    let mut event = events.recv().unwrap_or(Event::Over);
+    while let Event::Stop(signal) = event {
+        log::info(&format!("{signal}: unmounting {}", mountpoint.display()));
+        if !unmount(&fs, &mountpoint, device) {
+            break;
         }
+        event = events.recv_timeout(ELSEWHERE).unwrap_or_else(|_| {
+            // Another mount namespace was made while it was mounted, and has it as long as there is somebody in it.
+            log::error(&format!("{} is mounted elsewhere, and goes away all the same", mountpoint.display()));
+            Event::Over
+        });
     }
     end(&fs, &image, request)
 }
@@ -186,6 +187,8 @@ fn open_disk(image: &Path, request: &Request) -> Result<FileDisk, Error> {
     }
 }
 
+/// How long after it was unmounted the kernel may take to hang up.
+const ELSEWHERE: Duration = Duration::from_secs(3);
 /// How long the end of a mount may take.
 const ENDING: Duration = Duration::from_secs(15);
 

@@ -37,6 +37,7 @@
 //! | what the shutdown ioctl is asked for | it always commits the journal first: see [`ioctl`] |
 //! | appends | one after the other: the kernel settles where the end is, under its lock |
 //! | the end of `umount` | it returns before all is written; a new mount waits for it, and so does `flock IMAGE true` |
+//! | `umount`, while another mount namespace has it | it is served there as long as that has it, as with any file system; a signal ends it |
 //!
 //! # Who may do what
 //!

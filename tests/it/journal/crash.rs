@@ -139,7 +139,7 @@ fn a_log_that_linux_left_is_replayed() {
              cp --sparse=always {image} {image}.dirty; cd /",
             image = image.path().display()
         );
-        if !run(Command::new("unshare").args(["-m", "sh", "-c", &script])) {
+        if !run(Command::new("unshare").args(["--mount", "--propagation", "slave", "sh", "-c", &script])) {
             eprintln!("left out: no loop mounts here");
             return;
         }

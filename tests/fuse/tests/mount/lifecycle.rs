@@ -2,9 +2,10 @@
 //! Mounting and unmounting, and what is refused.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use ext4_dio_tests::images::{Image, Mkfs, assert_clean};
@@ -129,6 +130,29 @@ fn with_files_open() {
     mount.mount();
     assert_eq!(std::fs::read(mount.path("f")).expect("reading"), b"before");
     assert_eq!(std::fs::read(mount.path("g")).expect("reading"), b"it works still");
+    mount.umount();
+}
+
+/// Nor do other mount namespaces, which have what was mounted when they were made.
+#[test]
+fn in_another_mount_namespace() {
+    if !available() {
+        return;
+    }
+    let mut mount = Mount::new(4096, "");
+    std::fs::write(mount.path("f"), b"before").expect("writing");
+    // Ends with its input, which is ours.
+    let mut other = Command::new("unshare");
+    other.args(["--mount", "--propagation", "private", "sh", "-c", "echo there; read end"]);
+    let mut other = other.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare(1)");
+    let mut there = [0; 6];
+    other.stdout.as_mut().expect("piped").read_exact(&mut there).expect("it has the mount");
+    let said = mount.signal(Signal::TERM);
+    assert!(said.contains("is mounted elsewhere"), "{said}");
+    drop(other.stdin.take());
+    other.wait().expect("it ends");
+    mount.mount();
+    assert_eq!(std::fs::read(mount.path("f")).expect("reading"), b"before");
     mount.umount();
 }
 
