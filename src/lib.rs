@@ -80,7 +80,7 @@
 //!
 //! # Races, and what closes them
 //!
-//! By the numbers that the sources mark them with. `tests/races/main.rs` has a test for each, with the interleaving in words; the test run
+//! By the numbers that the sources mark them with. `tests/races` has a test for each, with the interleaving in words; the test run
 //! switches each fix off in turn ([`kernel_shim::testing::Fix`]), and sees the test fail.
 //!
 //! | race | without the fix | closed by | test |

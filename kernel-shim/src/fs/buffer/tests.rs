@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::vec::Vec;
 
+use super::cache::WRITE_BATCH;
 use super::*;
 use crate::block::fault::FaultDisk;
 use crate::block::ramdisk::{Mode, OpMask, RamDisk, RamDiskOptions};
