@@ -34,23 +34,55 @@ pub fn ext4_chksum(crc: u32, bytes: &[u8]) -> u32 {
     digest.finalize()
 }
 
-/// x to the power of 8 · v · 16^d modulo crc32c's polynomial, for each d and v: what v · 16^d zero bytes do to a checksum.
-const ZEROS: [[u32; 16]; 4] = {
-    let mut powers = [[1 << 31; 16]; 4];
+/// What four coefficients do to a product: the first multiplied by each polynomial of a degree below 4.
+type Multiples = [u32; 16];
+
+const fn multiples(a: u32) -> Multiples {
+    let mut table = [0; 16];
+    let mut n = 0;
+    while n < table.len() {
+        table[n] = gf2_multiply(a, (n as u32) << 28);
+        n += 1;
+    }
+    table
+}
+
+/// Multiples of x to the power of 8 · v · 16^d modulo crc32c's polynomial, for each d and v: what v · 16^d zero bytes do to a checksum.
+static ZEROS: [[Multiples; 16]; 4] = {
+    let mut powers = [[multiples(1 << 31); 16]; 4];
     // Of one byte; then of 16, of 256.
     let mut base = 1 << 23;
     let mut d = 0;
     while d < powers.len() {
-        let mut v = 1;
+        let (mut v, mut power) = (1, base);
         while v < 16 {
-            powers[d][v] = gf2_multiply(powers[d][v - 1], base);
+            powers[d][v] = multiples(power);
+            power = gf2_multiply(power, base);
             v += 1;
         }
-        base = gf2_multiply(powers[d][15], base);
+        base = power;
         d += 1;
     }
     powers
 };
+
+/// Four coefficients that go out at the end, when something is multiplied by x to the power of 4: what is left of them.
+static OUT: [u32; 16] = {
+    let mut table = [0; 16];
+    let mut n = 0;
+    while n < table.len() {
+        table[n] = gf2_multiply(n as u32, 1 << 27);
+        n += 1;
+    }
+    table
+};
+
+/// The product of a polynomial and the one that `multiples` are of.
+fn multiply(crc: u32, multiples: &Multiples) -> u32 {
+    (0..8).fold(0, |product, digit| {
+        (product >> 4) ^ OUT[product as usize % 16] ^ multiples[(crc >> (4 * digit)) as usize % 16]
+    })
+}
 
 /// Product of two polynomials modulo crc32c's. As in checksums, the highest bit is the coefficient of x^0.
 const fn gf2_multiply(a: u32, mut b: u32) -> u32 {
@@ -76,10 +108,25 @@ pub fn ext4_chksum_zeros(mut crc: u32, zeros: u16) -> u32 {
     for (d, powers) in ZEROS.iter().enumerate() {
         let digit = usize::from(zeros >> (4 * d)) % powers.len();
         if digit != 0 {
-            crc = powers.get(digit).map_or(crc, |power| gf2_multiply(crc, *power));
+            crc = multiply(crc, &powers[digit]);
         }
     }
     crc
+}
+
+/// By what the checksum of a structure changes when it has `new` in place of `old`, with `behind` more bytes after them that stay as they
+/// are: see [`ext4_chksum_zeros`]. Cheap where little has changed.
+pub fn ext4_chksum_change(old: &[[u8; 16]], new: &[[u8; 16]], behind: u16) -> u32 {
+    let both = || old.iter().zip(new);
+    let Some(first) = both().position(|(old, new)| old != new) else { return 0 };
+    let Some(last) = both().rposition(|(old, new)| old != new) else { return 0 };
+    let mut crc = 0;
+    for (old, new) in both().skip(first).take(last + 1 - first) {
+        let changed = u128::from_ne_bytes(*old) ^ u128::from_ne_bytes(*new);
+        crc = ext4_chksum(crc, &changed.to_ne_bytes());
+    }
+    let rest = (both().len() - last - 1) * size_of::<[u8; 16]>();
+    ext4_chksum_zeros(crc, behind.saturating_add(rest as u16))
 }
 
 /// crc16 of `bytes`, continuing from `crc`.
@@ -202,6 +249,26 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn what_has_changed_tells_the_new_checksum() {
+        let old: [[u8; 16]; 10] = core::array::from_fn(|n| [n as u8; 16]);
+        let behind = [0xa5; 200];
+        let sum = |bytes: &[[u8; 16]], behind: &[u8]| ext4_chksum(ext4_chksum(7, bytes.as_flattened()), behind);
+        for first in 0..160 {
+            for last in first..160 {
+                let mut new = old;
+                for n in [first, last] {
+                    new.as_flattened_mut()[n] ^= (n + 1) as u8;
+                }
+                let behind = &behind[..first + 40];
+                let change = ext4_chksum_change(&old, &new, behind.len() as u16);
+                assert_eq!(sum(&old, behind) ^ change, sum(&new, behind), "{first} and {last}");
+            }
+        }
+        assert_eq!(ext4_chksum_change(&old, &old, 100), 0);
+        assert_eq!(ext4_chksum_change(&[], &[], 100), 0);
     }
 
     #[test]

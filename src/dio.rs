@@ -29,7 +29,7 @@ use crate::ext4::{GetBlocks, Lblk, MapBlocks, MapFlags};
 use crate::ext4_jbd2::{Handle, ext4_journal_start};
 use crate::extents::ext4_chunk_trans_blocks;
 use crate::iget::ext4_mark_inode_dirty_tree;
-use crate::inode::{ext4_map_blocks, ext4_map_create_blocks};
+use crate::inode::{ext4_map_blocks, ext4_map_convert_blocks, ext4_map_create_blocks};
 use crate::orphan::{ORPHAN_CREDITS, ext4_orphan_add, ext4_orphan_del};
 use crate::{IRef, Inode};
 
@@ -128,6 +128,7 @@ pub fn ext4_convert_unwritten_extents(
 ) -> Result {
     let sb = inode.i_sb().s_fs_info();
     let (mut at, end) = block_range(inode, offset, len)?;
+    let size = extends.then(|| offset.saturating_add(len as i64));
     if !unwritten {
         at = end;
     }
@@ -137,14 +138,14 @@ pub fn ext4_convert_unwritten_extents(
         let mut done = Ok(());
         if len_blocks > 0 {
             let mut map = MapBlocks::new(Lblk(at as u32), len_blocks);
-            match ext4_map_create_blocks(&mut handle, inode, &mut map, GetBlocks::IO_CONVERT_EXT) {
+            let last = at + u64::from(len_blocks) >= end;
+            match ext4_map_convert_blocks(&mut handle, inode, &mut map, size.filter(|_| last)) {
                 Ok(n @ 1..) => at += u64::from(n),
                 Ok(0) => done = Err(EIO),
                 Err(e) => done = Err(e),
             }
-        }
-        if extends && done.is_ok() && at >= end {
-            done = ext4_update_size(&mut handle, inode, offset.saturating_add(len as i64));
+        } else if let Some(size) = size {
+            done = ext4_update_size(&mut handle, inode, size);
         }
         let stopped = handle.stop();
         done.and(stopped)?;
@@ -154,16 +155,21 @@ pub fn ext4_convert_unwritten_extents(
     }
 }
 
-/// Moves the end of the file, on disk and in memory, outwards to `size`. Both under one lock and each by itself: writeback may have
-/// moved one of them already, and another write past the end may have moved both (G26, G27).
-#[doc(alias = "ext4_update_inode_size")]
+/// Moves the end of the file, on disk and in memory, outwards to `size`.
 fn ext4_update_size(handle: &mut Handle<'_>, inode: &Inode, size: i64) -> Result {
-    use core::sync::atomic::Ordering;
     let tree = inode.i_private().i_data_sem.write();
+    extend_sizes(inode, size);
+    ext4_mark_inode_dirty_tree(handle, inode, &tree)
+}
+
+/// Moves both sizes outwards, under `i_data_sem` for writing. Each by itself: writeback may have moved one of them already, and another
+/// write past the end may have moved both (G26, G27). The caller writes the inode.
+#[doc(alias = "ext4_update_inode_size")]
+pub(crate) fn extend_sizes(inode: &Inode, size: i64) {
+    use core::sync::atomic::Ordering;
     inode.i_private().i_disksize.fetch_max(size, Ordering::AcqRel);
     inode.i_size_extend(size);
     inode.mark_inode_dirty(InodeState::DIRTY_DATASYNC);
-    ext4_mark_inode_dirty_tree(handle, inode, &tree)
 }
 
 /// What extending writes in flight have in common: see [`AioInfo`](crate::page_io::AioInfo).

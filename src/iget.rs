@@ -12,7 +12,7 @@ use kernel_shim::fs::inode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use kernel_shim::fs::{InodeState, InodeTimes};
 use kernel_shim::time::Timespec64;
 
-use crate::checksum::{ext4_inode_csum, ext4_inode_csum_seed, has_checksum_hi};
+use crate::checksum::{ext4_chksum_change, ext4_inode_csum, ext4_inode_csum_seed, has_checksum_hi};
 use crate::corrupt::{Corrupt, Ext4Result};
 use crate::disk::{InodeExtraView, InodeView};
 use crate::ext4::*;
@@ -381,8 +381,9 @@ pub fn ext4_do_update_inode(
         if update.fresh {
             raw.fill(0);
         }
+        let before = (!update.fresh).then(|| Fields::of(raw));
         put_fields(sb, raw, &update).ok_or(EIO)?;
-        put_inode_csum(sb, ino, raw, update.i_extra_isize).ok_or(EIO)?;
+        put_inode_csum(sb, ino, raw, before.as_ref()).ok_or(EIO)?;
     }
     handle.dirty_metadata(&bh)?;
     Ok(bh)
@@ -454,17 +455,57 @@ fn encode_blocks(sb: &Ext4SbInfo, i_blocks: u64) -> (u64, bool) {
     }
 }
 
-/// Computes and stores the checksum of the inode in `raw`, where there is one.
+/// The part of an inode on disk that has fields; what is behind it, extended attributes, others write.
+#[derive(Clone, Copy)]
+pub(crate) struct Fields {
+    bytes: [[u8; 16]; Fields::LEN],
+    i_extra_isize: u16,
+    i_generation: u32,
+}
+
+impl Fields {
+    /// In sixteen bytes each.
+    const LEN: usize = (InodeView::LEN + InodeExtraView::LEN) / 16;
+
+    fn of(raw: &[u8]) -> Self {
+        let mut bytes = [[0; 16]; Self::LEN];
+        for (to, from) in bytes.iter_mut().zip(raw.as_chunks().0) {
+            *to = *from;
+        }
+        Self {
+            bytes,
+            i_extra_isize: InodeExtraView::<&[u8; 32]>::at(raw, InodeView::LEN)
+                .map_or(0, |extra| extra.i_extra_isize()),
+            i_generation: InodeView::<&[u8; 128]>::at(raw, 0).map_or(0, |inode| inode.i_generation()),
+        }
+    }
+
+    /// Whether a checksum of the one starts as one of the other does, and has the same bytes.
+    fn is_summed_as(&self, other: &Self) -> bool {
+        (self.i_extra_isize, self.i_generation) == (other.i_extra_isize, other.i_generation)
+    }
+}
+
+/// Stores the checksum of the inode in `raw`, where there is one: that of all of it, or, if the checksum there is that of what was there
+/// before, what becomes of it by what has changed. Damage in what has not changed is found still.
 #[doc(alias = "ext4_inode_csum_set")]
-pub(crate) fn put_inode_csum(sb: &Ext4SbInfo, ino: Ino, raw: &mut [u8], extra_isize: u16) -> Option<()> {
+pub(crate) fn put_inode_csum(sb: &Ext4SbInfo, ino: Ino, raw: &mut [u8], before: Option<&Fields>) -> Option<()> {
     if !sb.has_metadata_csum() {
         return Some(());
     }
-    let generation = InodeView::<&[u8; 128]>::at(raw, 0)?.i_generation();
-    let seed = ext4_inode_csum_seed(sb.s_csum_seed, ino, generation);
-    let csum = ext4_inode_csum(seed, raw, extra_isize);
+    let now = Fields::of(raw);
+    let (lo, hi) = (InodeView::<&[u8; 128]>::at(raw, 0)?, InodeExtraView::<&[u8; 32]>::at(raw, InodeView::LEN));
+    let csum = match before.filter(|before| before.is_summed_as(&now)) {
+        Some(before) => {
+            let old = u32::from(lo.i_checksum_lo()) | hi.map_or(0, |hi| u32::from(hi.i_checksum_hi()) << 16);
+            let fields = raw.len().min(InodeView::LEN + InodeExtraView::LEN);
+            let (old_bytes, new_bytes) = (before.bytes.get(..fields / 16)?, now.bytes.get(..fields / 16)?);
+            old ^ ext4_chksum_change(old_bytes, new_bytes, (raw.len() - fields) as u16)
+        }
+        None => ext4_inode_csum(ext4_inode_csum_seed(sb.s_csum_seed, ino, now.i_generation), raw, now.i_extra_isize),
+    };
     InodeView::<&mut [u8; 128]>::at_mut(raw, 0)?.set_i_checksum_lo(csum as u16);
-    if has_checksum_hi(extra_isize) {
+    if has_checksum_hi(now.i_extra_isize) {
         InodeExtraView::<&mut [u8; 32]>::at_mut(raw, InodeView::LEN)?.set_i_checksum_hi((csum >> 16) as u16);
     }
     Some(())
@@ -480,9 +521,9 @@ pub(crate) fn ext4_set_next_orphan(handle: &mut Handle<'_>, ino: Ino, next: u32)
     {
         let mut block = bh.write();
         let raw = block.get_mut(offset..).and_then(|b| b.get_mut(..usize::from(sb.s_inode_size))).ok_or(EIO)?;
+        let before = Fields::of(raw);
         InodeView::<&mut [u8; 128]>::at_mut(raw, 0).ok_or(EIO)?.set_i_dtime(next);
-        let extra = InodeExtraView::<&[u8; 32]>::at(raw, InodeView::LEN).map_or(0, |extra| extra.i_extra_isize());
-        put_inode_csum(sb, ino, raw, extra).ok_or(EIO)?;
+        put_inode_csum(sb, ino, raw, Some(&before)).ok_or(EIO)?;
     }
     handle.dirty_metadata(&bh)
 }

@@ -81,10 +81,26 @@ pub fn ext4_map_create_blocks(
 ) -> Result<u32> {
     let mut tree = inode.i_private().i_data_sem.write();
     if inode.i_private().is_extents() {
-        ext4_ext_map_create_blocks(handle, inode, &mut tree, map, flags)
+        ext4_ext_map_create_blocks(handle, inode, &mut tree, map, flags, None)
     } else {
         ext4_ind_map_create_blocks(handle, inode, &mut tree, map, flags)
     }
+}
+
+/// [`ext4_map_create_blocks`] with `IO_CONVERT_EXT`, for the end of a write past the end of the file. If all of `map` is written then, both
+/// sizes move out to `size`, with `i_data_sem` held still and in the same change of the inode.
+pub(crate) fn ext4_map_convert_blocks(
+    handle: &mut Handle<'_>,
+    inode: &Inode,
+    map: &mut MapBlocks,
+    size: Option<i64>,
+) -> Result<u32> {
+    if !inode.i_private().is_extents() {
+        // Nothing is unwritten.
+        return Err(EIO);
+    }
+    let mut tree = inode.i_private().i_data_sem.write();
+    ext4_ext_map_create_blocks(handle, inode, &mut tree, map, GetBlocks::IO_CONVERT_EXT, size)
 }
 
 /// [`ext4_map_blocks`] without sleeping: what the extent status cache knows, or the root of the extent tree; else `EAGAIN`.

@@ -111,7 +111,7 @@
 //! | G24 | acknowledged data is past the end after a crash | file.rs `ext4_dio_verdict`: past `i_disksize` extends | `g24_past_the_size_on_disk` |
 //! | G25 | zeros in the cache over what was written | kernel-shim fs/direct_io.rs `dio_end`: size, then pages | `g25_pages_are_dropped_after_the_size_moved` |
 //! | G26 | O_SYNC data is past the end after a crash | kernel-shim fs/direct_io.rs `dio_complete`: size, then sync | `g26_the_size_is_durable_when_told` |
-//! | G27 | a longer file is short on disk | aops.rs `ext4_update_disksize`, dio.rs `ext4_update_size` | `g27_both_sizes_are_seen_under_one_lock` |
+//! | G27 | a longer file is short on disk | aops.rs `ext4_update_disksize`, dio.rs `extend_sizes` | `g27_both_sizes_are_seen_under_one_lock` |
 //! | G28 | data in blocks that are not the file's | file.rs `ext4_dio_write_checked`: one lock throughout | `g28_no_answer_is_older_than_its_lock` |
 //! | G29 | deleted data is seen | extents/convert.rs `split_before_io`: whole, or not at all | `g29_no_block_for_a_cut_shows_nothing` |
 //! | G30 | deleted data is seen | kernel-shim fs/direct_io.rs `dio_end`, page_io.rs `ext4_end_io_convert` | `g30_a_failed_write_converts_nothing` |
@@ -144,6 +144,7 @@
 //! | the VFS's namei.c, open.c, stat.c | [`path`] |
 //! | ext4.h | [`ext4`], [`disk`], [`corrupt`], [`checksum`] |
 //! | nothing | [`dio_lock`]: what C does with statements, as a type |
+//! | lib/rbtree.c | `chunks`: sorted lists |
 //!
 //! # Where it deviates from C
 //!
@@ -169,7 +170,9 @@
 //! | extent status tree | red-black tree, rwlock | sorted chunks, bounded in all, spin lock; last hits in front | no allocation that must succeed |
 //! | changing an extent tree | a function for each case, undone by hand | one splice from the leaf up, after all that can fail | G29 |
 //! | checksum of an extent node | at each change | when the transaction is committed, by a trigger | thousands of changes, one checksum |
+//! | checksum of the super block | at each change | as that of a node | each append is on the list of orphans for a while |
 //! | checksum of a block bitmap | computed anew | changed by what the bits that change make of it | a few bytes for 4 KiB |
+//! | checksum of an inode | computed anew | changed by what its fields make of it | fewer bytes, and damage elsewhere in it is not blessed |
 //! | unwritten extents side by side | merged at any time | not while I/O into the file is under way | G16 |
 //! | ZERO_RANGE with no block for a split | ENOSPC | zeroed on the device, and written | the file reads the same |
 //! | truncate of indirect blocks | branches are cut off, then freed | each number goes in the transaction that frees its block | no block is lost |
@@ -205,6 +208,7 @@ pub mod balloc;
 mod bitmap;
 pub mod block_validity;
 pub mod checksum;
+mod chunks;
 pub mod corrupt;
 pub mod dio;
 pub mod dio_lock;

@@ -13,8 +13,9 @@ use crate::SuperBlock;
 use crate::checksum::ext4_superblock_csum;
 use crate::corrupt::{Corrupt, Ext4Error, Ext4Result, Place};
 use crate::disk::SuperBlockView;
-use crate::ext4::{EXT4_ERROR_FS, RoCompat};
+use crate::ext4::EXT4_ERROR_FS;
 use crate::ext4_jbd2::Handle;
+use crate::jbd2::Trigger;
 use crate::sb::Ext4SbInfo;
 use crate::sb_options::Errors;
 
@@ -180,10 +181,13 @@ impl Ext4SbInfo {
     /// Changes the super block and writes it, with the errors there were and a new checksum; at once, past the journal. EIO.
     /// Sleeps.
     pub(crate) fn ext4_commit_super(&self, change: impl FnOnce(&mut SbMut<'_>, u64)) -> Ext4Result {
-        self.change_super(|sb, now| {
-            change(sb, now);
-            self.ext4_update_super(sb);
-        })?;
+        self.change_super(
+            |sb, now| {
+                change(sb, now);
+                self.ext4_update_super(sb);
+            },
+            true,
+        )?;
         self.s_sbh.mark_dirty();
         let flags = kernel_shim::block::ReqOpf::SYNC | kernel_shim::block::ReqOpf::META;
         // What depends on it comes after it, and it after what it depends on.
@@ -195,21 +199,22 @@ impl Ext4SbInfo {
     /// Changes the super block under a handle, with a credit for it. EIO, EROFS. Sleeps.
     pub(crate) fn ext4_journal_super(&self, handle: &mut Handle<'_>, change: impl FnOnce(&mut SbMut<'_>)) -> Result {
         handle.get_write_access(&self.s_sbh)?;
-        self.change_super(|sb, _| change(sb))?;
-        handle.dirty_metadata(&self.s_sbh)
+        // With a journal the commit does it, once for all changes of the transaction.
+        let now = !handle.is_valid();
+        self.change_super(|sb, _| change(sb), now)?;
+        let trigger = Trigger { frozen: put_super_csum, seed: self.sb_offset() as u32 };
+        handle.dirty_metadata_triggered(&self.s_sbh, self.has_metadata_csum().then_some(trigger))
     }
 
-    /// Changes the super block in memory; puts errors and a new checksum in.
-    fn change_super(&self, change: impl FnOnce(&mut SbMut<'_>, u64)) -> Result {
+    /// Changes the super block in memory, and puts errors in; a new checksum, too, if it is not left to the commit.
+    fn change_super(&self, change: impl FnOnce(&mut SbMut<'_>, u64), csum: bool) -> Result {
         let now = now_seconds();
         let mut block = self.s_sbh.write();
-        let bytes = block.get_mut(self.sb_offset()..).and_then(|bytes| bytes.first_chunk_mut()).ok_or(EIO)?;
-        let mut sb = SuperBlockView::at_mut(bytes, 0).ok_or(EIO)?;
+        let mut sb = SbMut::at_mut(&mut block, self.sb_offset()).ok_or(EIO)?;
         change(&mut sb, now);
         self.put_errors(&mut sb);
-        if self.s_ro_compat.contains(RoCompat::METADATA_CSUM) {
-            let csum = ext4_superblock_csum(bytes);
-            SuperBlockView::at_mut(bytes, 0).ok_or(EIO)?.set_s_checksum(csum);
+        if csum && self.has_metadata_csum() {
+            put_super_csum(&mut block, self.sb_offset() as u32);
         }
         Ok(())
     }
@@ -269,6 +274,16 @@ impl Ext4SbInfo {
             return Ok(done.and(handle.stop())?);
         }
         self.ext4_commit_super(|_, _| ())
+    }
+}
+
+/// Computes and stores the checksum of the super block, which is `offset` bytes into its block.
+#[doc(alias = "ext4_superblock_csum_set")]
+fn put_super_csum(block: &mut [u8], offset: u32) {
+    let Some(bytes) = block.get_mut(offset as usize..).and_then(|bytes| bytes.first_chunk_mut()) else { return };
+    let csum = ext4_superblock_csum(bytes);
+    if let Some(mut sb) = SbMut::at_mut(bytes, 0) {
+        sb.set_s_checksum(csum);
     }
 }
 

@@ -385,7 +385,7 @@ fn ext4_xattr_ibody_set(handle: &mut Handle<'_>, inode: &Inode, len: usize, list
         let place = bytes.get_mut(from..to).filter(|place| place.len() == len).ok_or(EIO)?;
         place.copy_from_slice(&filled);
         let raw = bytes.get_mut(offset..to).ok_or(EIO)?;
-        put_inode_csum(sb, ino_of(inode), raw, inode.i_private().i_extra_isize).ok_or(EIO)?;
+        put_inode_csum(sb, ino_of(inode), raw, None).ok_or(EIO)?;
     }
     handle.dirty_metadata(&bh)?;
     inode.i_private().state_take(Ext4State::XATTR);

@@ -11,6 +11,7 @@ use super::ExtentTree;
 use super::tree::{Ext, Merge, TreeEdit, Walk};
 use crate::Inode;
 use crate::corrupt::Ext4Result;
+use crate::dio::extend_sizes;
 use crate::ext4::*;
 use crate::ext4_jbd2::Handle;
 use crate::extents_status::{EsStatus, ExtentStatus};
@@ -25,6 +26,8 @@ use crate::mballoc::{AllocationRequest, FreeFlags, MbFlags, ext4_free_blocks, ex
 /// | an unwritten extent | written; [`NEW`](MapFlags::NEW), as it holds no data | as it is | cut out, unwritten | written | as it is |
 /// | a written extent | as it is | as it is | as it is | as it is | unwritten, or zeroed if that takes a block and there is none |
 ///
+/// If it is that for all of `map`, the file's sizes move out to `size` bytes, on disk with what else changes.
+///
 /// After an error the map says what it said before, for all blocks.
 pub fn ext4_ext_map_create_blocks(
     handle: &mut Handle<'_>,
@@ -32,11 +35,18 @@ pub fn ext4_ext_map_create_blocks(
     tree: &mut ExtentTree,
     map: &mut MapBlocks,
     flags: GetBlocks,
+    size: Option<i64>,
 ) -> Result<u32> {
     let mut edit = TreeEdit::new(handle, inode, tree);
     // What completes a write, or makes room, must not fail for want of a block.
     edit.reserve = flags.intersects(GetBlocks::CONVERT | GetBlocks::CONVERT_UNWRITTEN);
     let done = edit.map_create(map, flags);
+    if let (Some(size), Ok((es, _))) = (size, &done)
+        && es.end() >= map.m_lblk.0.saturating_add(map.m_len)
+    {
+        extend_sizes(inode, size);
+        edit.changed = true;
+    }
     // Blocks may have been counted and given back: the inode says how many there are now.
     let written = edit.finish();
     let sb = inode.i_sb().s_fs_info();

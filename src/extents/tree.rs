@@ -249,9 +249,18 @@ impl<'e, 's> TreeEdit<'e, 's> {
     pub(super) fn replace(&mut self, walk: &Walk, first: u16, count: u16, pieces: &[Ext], merge: Merge) -> Ext4Result {
         let mut list = heapless::Vec::<Ext, 5>::new();
         let (mut at, mut remove) = (first, count);
+        // All of them at once: forgetting what is between them costs a look-up at most.
+        let (mut changes, mut changes_end) = (u32::MAX, 0);
         for index in first..first.saturating_add(count) {
-            self.forget_cached(self.extent(walk, index)?);
+            if let Some(ext) = self.extent(walk, index)? {
+                (changes, changes_end) = (changes.min(ext.start), changes_end.max(ext.end()));
+            }
         }
+        for ext in pieces {
+            (changes, changes_end) = (changes.min(ext.start), changes_end.max(ext.end()));
+        }
+        // Nobody may find the old map in the cache any more.
+        self.inode.i_private().i_es_tree.remove(Lblk(changes), changes_end.saturating_sub(changes));
         if merge != Merge::None
             && let Some(before) = first.checked_sub(1)
             && let Some(before) = self.extent(walk, before)?
@@ -261,9 +270,6 @@ impl<'e, 's> TreeEdit<'e, 's> {
         }
         let after = self.extent(walk, first.saturating_add(count))?.filter(|_| merge != Merge::None);
         remove += u16::from(after.is_some());
-        for ext in pieces {
-            self.forget_cached(Some(*ext));
-        }
         for ext in pieces.iter().copied().chain(after) {
             let may = merge == Merge::All || (merge == Merge::Written && !ext.unwritten);
             match list.last_mut().and_then(|last| Some((last.merge(&ext).filter(|_| may)?, last))) {
@@ -276,13 +282,6 @@ impl<'e, 's> TreeEdit<'e, 's> {
             records.push(ext.record()).map_err(|_| EIO)?;
         }
         self.splice(walk, at, remove, &records)
-    }
-
-    /// The map of these blocks is about to change: nobody may find the old one in the cache any more.
-    fn forget_cached(&self, ext: Option<Ext>) {
-        if let Some(ext) = ext {
-            self.inode.i_private().i_es_tree.remove(Lblk(ext.start), ext.len);
-        }
     }
 
     /// Replaces `remove` entries of the leaf from `at` on by `new`, and brings the nodes above up to date. See the top of this file. The

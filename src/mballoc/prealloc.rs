@@ -8,12 +8,13 @@
 //! unused blocks alone, and is cut in two when blocks inside it come into use. C also preallocates in front of what is
 //! asked for, here only behind.
 
-use kernel_shim::alloc::{GFP_NOFS, KVec};
+use kernel_shim::alloc::GFP_NOFS;
 use kernel_shim::percpu::{COPIES as PERCPU_COPIES, CacheAligned, PerCpu};
 use kernel_shim::sync::Mutex;
 
 use super::{AllocationRequest, MbFlags, Run};
 use crate::Inode;
+use crate::chunks::{At, Chunks};
 use crate::ext4::Ino;
 use crate::iget::ino_of;
 use crate::sb::Ext4SbInfo;
@@ -38,9 +39,15 @@ struct InodePa {
     run: Run,
 }
 
+/// Of the inodes of a shard, sorted by inode and place in the file. A file that is written all over has thousands, each what is left
+/// of a larger one.
+type InodePas = Chunks<InodePa, 50>;
+
+static_assertions::const_assert!(size_of::<heapless::Vec<InodePa, 50>>() <= 1024);
+
 /// All preallocations of a mount. The locks are taken with none of the allocator's held, and nothing is locked under them.
 pub(crate) struct Preallocs {
-    inodes: [Mutex<KVec<InodePa>>; SHARDS],
+    inodes: [Mutex<InodePas>; SHARDS],
     #[doc(alias = "ext4_locality_group")]
     locality: PerCpu<Mutex<heapless::Vec<Run, LOCALITY_RUNS>>>,
 }
@@ -48,7 +55,7 @@ pub(crate) struct Preallocs {
 impl Default for Preallocs {
     fn default() -> Self {
         Self {
-            inodes: [const { Mutex::named("pa_inode", KVec::new()) }; SHARDS],
+            inodes: [const { Mutex::named("pa_inode", InodePas::new()) }; SHARDS],
             locality: PerCpu::new(
                 [const { CacheAligned(Mutex::named("lg_mutex", heapless::Vec::new())) }; PERCPU_COPIES],
             ),
@@ -67,34 +74,38 @@ pub(super) enum Ahead {
     Group,
 }
 
-/// In a list, which is sorted by inode and place in the file: the first that is behind block `logical` of inode `ino`.
-fn behind(list: &[InodePa], ino: Ino, logical: u32) -> usize {
-    list.partition_point(|pa| (pa.ino, pa.lstart) <= (ino, logical))
+/// The first that is behind block `logical` of inode `ino`.
+fn behind(list: &InodePas, ino: Ino, logical: u32) -> At {
+    list.seek(|pa| (pa.ino, pa.lstart) <= (ino, logical))
 }
 
 impl Preallocs {
-    fn shard(&self, ino: Ino) -> &Mutex<KVec<InodePa>> {
+    fn shard(&self, ino: Ino) -> &Mutex<InodePas> {
         &self.inodes[ino.0 as usize % SHARDS]
     }
 
     /// Takes up to `len` blocks for those from `logical` on, if some are kept for that very block.
     fn take_inode(&self, ino: Ino, logical: u32, len: u32, usable: impl Fn(Run) -> bool) -> Option<Run> {
         let mut list = self.shard(ino).lock();
-        let at = behind(&list, ino, logical).checked_sub(1)?;
-        let pa =
-            list.get(at).copied().filter(|pa| pa.ino == ino && logical - pa.lstart < pa.run.len && usable(pa.run))?;
+        let next = behind(&list, ino, logical);
+        let at = list.before(next)?;
+        let pa = list.get(at).filter(|pa| pa.ino == ino && logical - pa.lstart < pa.run.len && usable(pa.run))?;
         let before = logical - pa.lstart;
         let got = len.min(pa.run.len - before);
         let start = pa.run.start + before;
         let left = pa.run.len - before - got;
         let rest = InodePa { lstart: logical + got, run: Run { start: start + got, len: left, ..pa.run }, ..pa };
         match (before, left) {
-            (0, 0) => drop(list.remove(at)),
+            (0, 0) => {
+                list.remove(at);
+            }
             // The usual one: the file grows.
             (0, _) => *list.get_mut(at)? = rest,
             (_, 0) => list.get_mut(at)?.run.len = before,
             _ => {
-                list.insert(at + 1, rest, GFP_NOFS).ok()?;
+                // That may have moved the one in front.
+                list.put(next, rest, GFP_NOFS).ok()?;
+                let at = list.before(behind(&list, ino, logical))?;
                 list.get_mut(at)?.run.len = before;
             }
         }
@@ -128,7 +139,7 @@ impl Preallocs {
             Ahead::Inode => {
                 let mut list = self.shard(ino).lock();
                 let at = behind(&list, ino, lstart);
-                list.insert(at, InodePa { ino, lstart, run }, GFP_NOFS).map_err(|_| run)
+                list.put(at, InodePa { ino, lstart, run }, GFP_NOFS).map_err(|_| run)
             }
             Ahead::Group => {
                 let mut runs = self.locality.this().lock();
@@ -148,11 +159,11 @@ impl Preallocs {
     fn pop_inode(&self, ino: Ino) -> Option<Run> {
         let mut list = self.shard(ino).lock();
         // From the end of what is the file's: nothing else of it has to move.
-        let at = behind(&list, ino, u32::MAX).checked_sub(1)?;
+        let at = list.before(behind(&list, ino, u32::MAX))?;
         if list.get(at)?.ino != ino {
             return None;
         }
-        Some(list.remove(at).run)
+        list.remove(at).map(|pa| pa.run)
     }
 
     fn pop_any(&self) -> Option<Run> {

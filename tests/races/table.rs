@@ -175,7 +175,7 @@ const RACES: &[Race] = &[
         Fix::G27,
         "g25_g37::g27_both_sizes_are_seen_under_one_lock",
         "a longer file is short on disk",
-        "aops.rs `ext4_update_disksize`, dio.rs `ext4_update_size`",
+        "aops.rs `ext4_update_disksize`, dio.rs `extend_sizes`",
     ),
     race(
         Fix::G28,
