@@ -69,7 +69,7 @@ fn g26_the_size_is_durable_when_told() {
 /// longer, and sets both; then the end of the data, which was found before, is stored: the longer file is short on disk. Here
 /// truncate waits for direct writes, so it is writing back that it can meet.
 ///
-/// `ext4_update_disksize` (aops.rs), as `ext4_update_size` (dio.rs): looks and stores with `i_data_sem`, under which `move_size`
+/// `ext4_update_disksize` (aops.rs), as `extend_sizes` (dio.rs): looks and stores with `i_data_sem`, under which `move_size`
 /// (setattr.rs) sets both.
 #[test]
 fn g27_both_sizes_are_seen_under_one_lock() {
