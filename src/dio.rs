@@ -155,7 +155,7 @@ pub fn ext4_convert_unwritten_extents(
     }
 }
 
-/// Moves the end of the file, on disk and in memory, outwards to `size`.
+/// Moves the end of the file, on disk and in memory, outwards to `size`. Takes `i_data_sem` for writing.
 fn ext4_update_size(handle: &mut Handle<'_>, inode: &Inode, size: i64) -> Result {
     let tree = inode.i_private().i_data_sem.write();
     extend_sizes(inode, size);

@@ -456,7 +456,6 @@ fn encode_blocks(sb: &Ext4SbInfo, i_blocks: u64) -> (u64, bool) {
 }
 
 /// The part of an inode on disk that has fields; what is behind it, extended attributes, others write.
-#[derive(Clone, Copy)]
 pub(crate) struct Fields {
     bytes: [[u8; 16]; Fields::LEN],
     i_extra_isize: u16,

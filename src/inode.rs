@@ -89,6 +89,9 @@ pub fn ext4_map_create_blocks(
 
 /// [`ext4_map_create_blocks`] with `IO_CONVERT_EXT`, for the end of a write past the end of the file. If all of `map` is written then, both
 /// sizes move out to `size`, with `i_data_sem` held still and in the same change of the inode.
+///
+/// Entered with a handle and counted in flight, and left so; takes `i_data_sem` for writing in between. As there, and EIO for a hole: whoever
+/// frees blocks waits for who is counted. Sleeps.
 pub(crate) fn ext4_map_convert_blocks(
     handle: &mut Handle<'_>,
     inode: &Inode,

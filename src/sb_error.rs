@@ -280,9 +280,9 @@ impl Ext4SbInfo {
 /// Computes and stores the checksum of the super block, which is `offset` bytes into its block.
 #[doc(alias = "ext4_superblock_csum_set")]
 fn put_super_csum(block: &mut [u8], offset: u32) {
-    let Some(bytes) = block.get_mut(offset as usize..).and_then(|bytes| bytes.first_chunk_mut()) else { return };
-    let csum = ext4_superblock_csum(bytes);
-    if let Some(mut sb) = SbMut::at_mut(bytes, 0) {
+    let bytes = block.get(offset as usize..).and_then(|bytes| bytes.first_chunk());
+    let csum = bytes.map(ext4_superblock_csum);
+    if let (Some(csum), Some(mut sb)) = (csum, SbMut::at_mut(block, offset as usize)) {
         sb.set_s_checksum(csum);
     }
 }

@@ -4,7 +4,7 @@
 use kernel_shim::alloc::GFP_ATOMIC;
 
 use super::ExtentStatus;
-use crate::chunks::Chunks;
+use crate::chunks::{At, Chunks};
 
 /// Extents that a file's cache holds at most: 32 KiB, and not three times that in chunks that are not full.
 pub(super) const ES_MAX: usize = 2048;
@@ -58,9 +58,9 @@ impl Extents {
                 self.evict();
                 return self.remove(start, end);
             }
-            let whole = self.replace(first, right);
+            let Some(whole) = self.replace(first, right) else { return true };
             if self.list.put(first, left, GFP_ATOMIC).is_err() {
-                whole.and_then(|whole| self.replace(first, whole));
+                self.replace(first, whole);
                 return false;
             }
             return true;
@@ -109,8 +109,8 @@ impl Extents {
         }
     }
 
-    /// Returns what was there.
-    fn replace(&mut self, at: crate::chunks::At, es: ExtentStatus) -> Option<ExtentStatus> {
+    /// Puts `es` in the place of what is there, which it returns.
+    fn replace(&mut self, at: At, es: ExtentStatus) -> Option<ExtentStatus> {
         self.list.get_mut(at).map(|place| core::mem::replace(place, es))
     }
 

@@ -38,6 +38,7 @@ pub struct Info {
 
 type Exec = extern "C" fn(c_uint, *mut c_void);
 
+// SAFETY: as `qemu-plugin.h` declares them, but for the one that says so.
 unsafe extern "C" {
     fn qemu_plugin_register_vcpu_tb_trans_cb(id: u64, f: extern "C" fn(u64, *mut c_void));
     fn qemu_plugin_register_vcpu_tb_exec_cb(block: *mut c_void, f: Exec, flags: c_int, data: *mut c_void);
